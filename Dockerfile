@@ -1,0 +1,15 @@
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+COPY models models
+COPY benches benches
+RUN cargo build --release --locked --bin sconce
+
+FROM debian:bookworm-slim
+RUN useradd --system --no-create-home --uid 10001 sconce
+COPY --from=build /build/target/release/sconce /usr/local/bin/sconce
+USER sconce
+EXPOSE 3000
+ENTRYPOINT ["sconce"]
+CMD ["serve", "--hostname", "0.0.0.0"]

@@ -1,0 +1,108 @@
+//! Turns failures into statuses and bodies; the only place where status codes are chosen.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::generation::{Error, ErrorKind};
+use crate::wire::tgi::ErrorResponse;
+
+/// A failure ready to be written: as a response, or as an event of a stream.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    body: ErrorResponse,
+    /// Seconds after which another try may help.
+    retry_after_s: Option<u64>,
+    /// Whether automatic retries are pointless although the status suggests them.
+    no_retry: bool,
+}
+
+impl ApiError {
+    /// A body that could not be read.
+    pub(super) fn body(status: StatusCode, text: String) -> Self {
+        Self::new(status, "validation", text)
+    }
+
+    fn new(status: StatusCode, error_type: &str, error: String) -> Self {
+        let body = ErrorResponse {
+            error,
+            error_type: error_type.to_owned(),
+        };
+        Self {
+            status,
+            body,
+            retry_after_s: None,
+            no_retry: false,
+        }
+    }
+
+    /// The same failure as it reads inside a stream.
+    pub(super) fn in_stream(error: Error) -> ErrorResponse {
+        let incomplete = error.kind == ErrorKind::Incomplete;
+        let mut body = Self::from(error).body;
+        if incomplete {
+            body.error = "Incomplete generation stream".to_owned();
+            body.error_type = "incomplete_generation_stream".to_owned();
+        }
+        body
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let Error { kind, message } = error;
+        match kind {
+            ErrorKind::Invalid => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "validation",
+                format!("Input validation error: {message}"),
+            ),
+            ErrorKind::Overloaded { retry_after } => Self {
+                retry_after_s: Some(retry_after.as_secs().max(1)),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
+            },
+            ErrorKind::Generation => Self::new(
+                StatusCode::FAILED_DEPENDENCY,
+                "generation",
+                format!("Request failed during generation: {message}"),
+            ),
+            ErrorKind::DeadlineExceeded => Self {
+                no_retry: true,
+                ..Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
+            },
+            ErrorKind::Incomplete => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "incomplete_generation",
+                message,
+            ),
+            ErrorKind::Unhealthy => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "healthcheck", message)
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body)).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.no_retry {
+            let name = header::HeaderName::from_static("x-should-retry");
+            response
+                .headers_mut()
+                .insert(name, HeaderValue::from_static("false"));
+        }
+        response
+    }
+}
+
+/// The answer to a request without the right key.
+pub(super) fn unauthorized() -> Response {
+    let text = "The API key is missing or wrong; send it as `Authorization: Bearer <key>`";
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", text.to_owned()).into_response()
+}

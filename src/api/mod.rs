@@ -1,0 +1,104 @@
+//! The door: HTTP in, HTTP out.
+//!
+//! A handler reads a body, asks the hall, and writes what comes back; it decides nothing. Requests pass
+//! CORS, then the key, then content type and size, then shape, in TGI's order, so that a caller without a
+//! key learns nothing about bodies. Status codes are chosen in `error.rs` and nowhere else.
+
+mod auth;
+mod body;
+mod error;
+mod from_tgi;
+mod ops;
+mod sse;
+mod tgi;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tower_http::cors::{Any, CorsLayer};
+
+pub use auth::ApiKey;
+
+use crate::dispatch::Dispatcher;
+use crate::wire::tgi::Info;
+
+/// The door's bounds and settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Limit of `best_of`.
+    pub max_best_of: usize,
+    /// Limit of `stop`.
+    pub max_stop_sequences: usize,
+    /// Limit of `top_n_tokens`.
+    pub max_top_n_tokens: u32,
+    /// Most bytes of a body.
+    pub payload_limit_bytes: usize,
+    /// The key callers must show; none means that everyone may call.
+    pub api_key: Option<ApiKey>,
+    /// Origins whose pages may call; empty means all.
+    pub cors_allow_origin: Vec<HeaderValue>,
+    /// Silence after which a stream sends a comment.
+    pub keep_alive: Duration,
+    /// Value of the `x-compute-type` header.
+    pub compute_type: HeaderValue,
+    /// When the model began to be served, Unix seconds.
+    pub started_at_unix_s: u64,
+}
+
+/// What every handler shares.
+#[derive(Debug, Clone)]
+struct Api {
+    config: Arc<Config>,
+    dispatcher: Dispatcher,
+    info: Arc<Info>,
+}
+
+/// Builds the routes over a hall.
+pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
+    let body_limit = DefaultBodyLimit::max(config.payload_limit_bytes);
+    let cors = cors(&config.cors_allow_origin);
+    let api = Api {
+        config: Arc::new(config),
+        dispatcher,
+        info: Arc::new(info),
+    };
+    let guarded = Router::new()
+        .route("/", post(tgi::compat_generate))
+        .route("/generate", post(tgi::generate))
+        .route("/generate_stream", post(tgi::generate_stream))
+        .route("/tokenize", post(tgi::tokenize))
+        .layer(body_limit)
+        .route_layer(from_fn_with_state(api.clone(), auth::require_key));
+    let open = Router::new()
+        .route("/", get(ops::health))
+        .route("/health", get(ops::health))
+        .route("/health/live", get(ops::live))
+        .route("/health/ready", get(ops::health))
+        .route("/info", get(ops::info))
+        .route("/metrics", get(ops::metrics))
+        .route("/v1/models", get(ops::models));
+    open.merge(guarded).layer(cors).with_state(api)
+}
+
+fn cors(allowed: &[HeaderValue]) -> CorsLayer {
+    let exposed = [
+        "x-compute-type",
+        "x-compute-time",
+        "x-compute-characters",
+        "x-total-time",
+    ];
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION])
+        .expose_headers(exposed.map(HeaderName::from_static));
+    if allowed.is_empty() {
+        layer.allow_origin(Any)
+    } else {
+        layer.allow_origin(allowed.to_vec())
+    }
+}

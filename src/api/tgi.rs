@@ -1,0 +1,420 @@
+//! TGI's own routes: `/`, `/generate`, `/generate_stream`, `/tokenize`.
+
+use std::convert::Infallible;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::sse::Event as Frame;
+use axum::response::{IntoResponse, Response};
+use futures::future::try_join_all;
+use futures::{Stream, StreamExt, stream};
+
+use super::body::Body;
+use super::error::ApiError;
+use super::{Api, from_tgi, sse};
+use crate::dispatch::Permit;
+use crate::generation::{
+    self, Error, Event, EventStream, Finish, Request, Started, TokenEvent, TokenInfo,
+};
+use crate::wire::tgi::{
+    BestOfSequence, CompatGenerateRequest, Details, FinishReason, GenerateParameters,
+    GenerateRequest, GenerateResponse, PrefillToken, SimpleToken, StreamDetails, StreamResponse,
+    Token,
+};
+
+/// `POST /generate`.
+pub(super) async fn generate(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Body(body): Body<GenerateRequest>,
+) -> Result<Response, ApiError> {
+    let (headers, answer) = collect_answer(&api, &headers, body).await?;
+    Ok((headers, Json(answer)).into_response())
+}
+
+/// `POST /generate_stream`.
+pub(super) async fn generate_stream(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Body(body): Body<GenerateRequest>,
+) -> Response {
+    stream_answer(api, &headers, body).await
+}
+
+/// `POST /`: either of the two; full text unless told otherwise, and a list when not streamed.
+pub(super) async fn compat_generate(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Body(body): Body<CompatGenerateRequest>,
+) -> Result<Response, ApiError> {
+    let CompatGenerateRequest {
+        inputs,
+        mut parameters,
+        stream,
+    } = body;
+    parameters.return_full_text.get_or_insert(true);
+    let body = GenerateRequest { inputs, parameters };
+    if stream {
+        return Ok(stream_answer(api, &headers, body).await);
+    }
+    let (headers, answer) = collect_answer(&api, &headers, body).await?;
+    Ok((headers, Json([answer])).into_response())
+}
+
+/// `POST /tokenize`.
+pub(super) async fn tokenize(
+    State(api): State<Api>,
+    Body(body): Body<GenerateRequest>,
+) -> Result<Json<Vec<SimpleToken>>, ApiError> {
+    let encoding = api.dispatcher.tokenize(body.inputs.clone(), true).await?;
+    let bytes = body.inputs.as_bytes();
+    let token = |(id, (start, stop)): (&generation::TokenId, &(usize, usize))| SimpleToken {
+        id: id.0,
+        text: String::from_utf8_lossy(bytes.get(*start..*stop).unwrap_or_default()).into_owned(),
+        start: *start,
+        stop: *stop,
+    };
+    Ok(Json(
+        encoding
+            .ids
+            .iter()
+            .zip(&encoding.offsets)
+            .map(token)
+            .collect(),
+    ))
+}
+
+/// Takes permits, checks, and returns the requests of one call, one for each sequence.
+fn accept(
+    api: &Api,
+    headers: &HeaderMap,
+    body: &GenerateRequest,
+    streaming: bool,
+) -> Result<(Vec<Request>, Permit), Error> {
+    let accepted_at = Instant::now();
+    let GenerateRequest { inputs, parameters } = body;
+    if streaming {
+        from_tgi::check_streaming(parameters)?;
+    }
+    let count = from_tgi::num_sequences(parameters, &api.config)?;
+    let permit = api.dispatcher.admit(count)?;
+    let asked = from_tgi::asked_deadline(headers)?;
+    let frame = from_tgi::Frame {
+        max_input_tokens: api.dispatcher.config().max_input_tokens,
+        prompt_logprobs: api.dispatcher.config().prompt_logprobs,
+        accepted_at,
+        deadline: api.dispatcher.deadline(accepted_at, asked),
+    };
+    let first = from_tgi::request(inputs.clone(), parameters, &api.config, &frame)?;
+    let mut requests = vec![first];
+    for _ in 1..count {
+        let mut sibling = requests[0].clone();
+        sibling.sampling.seed = Some(from_tgi::random_seed()?);
+        requests.push(sibling);
+    }
+    Ok((requests, permit))
+}
+
+fn counted(api: &Api, error: Error) -> Error {
+    if error.kind == generation::ErrorKind::Invalid {
+        api.dispatcher.count_invalid();
+    }
+    error
+}
+
+/// One whole answer, as the collected routes need it.
+struct Collected {
+    started: Started,
+    tokens: Vec<TokenEvent>,
+    finish: Finish,
+}
+
+impl Collected {
+    async fn from(mut events: EventStream) -> Result<Self, Error> {
+        let mut started = None;
+        let mut tokens = Vec::new();
+        while let Some(event) = events.next().await {
+            match event? {
+                Event::Started(start) => started = Some(start),
+                Event::Token(mut token) => {
+                    let finish = token.finish.take();
+                    tokens.push(token);
+                    if let Some(finish) = finish {
+                        let started = started.ok_or_else(Error::incomplete)?;
+                        return Ok(Self {
+                            started,
+                            tokens,
+                            finish,
+                        });
+                    }
+                }
+            }
+        }
+        Err(Error::incomplete())
+    }
+
+    fn mean_logprob(&self) -> f32 {
+        let sum: f32 = self.tokens.iter().map(|event| event.token.logprob).sum();
+        sum / self.tokens.len().max(1) as f32
+    }
+}
+
+async fn collect_answer(
+    api: &Api,
+    headers: &HeaderMap,
+    body: GenerateRequest,
+) -> Result<(HeaderMap, GenerateResponse), ApiError> {
+    let (requests, mut permit) = accept(api, headers, &body, false).map_err(|e| counted(api, e))?;
+    let GenerateRequest { inputs, parameters } = body;
+    let answers = requests.into_iter().map(|request| {
+        let permit = permit.split();
+        async move { Collected::from(api.dispatcher.generate(request, permit).await?).await }
+    });
+    let mut answers = try_join_all(answers.collect::<Vec<_>>()).await?;
+    let winner = (0..answers.len())
+        .reduce(|a, b| {
+            if answers[b].mean_logprob() > answers[a].mean_logprob() {
+                b
+            } else {
+                a
+            }
+        })
+        .unwrap_or_default();
+    let winner = answers.swap_remove(winner);
+    let headers = answer_headers(api, &inputs, &winner);
+    let full_text = parameters
+        .return_full_text
+        .unwrap_or(false)
+        .then_some(inputs.as_str());
+    let wants_details = parameters.details || parameters.decoder_input_details;
+    let losers = (parameters.best_of.unwrap_or(1) > 1).then(|| {
+        answers
+            .into_iter()
+            .map(|loser| best_of_sequence(loser, full_text))
+            .collect()
+    });
+    let generated_text = with_prompt(full_text, &winner.finish.generated_text);
+    let details = wants_details.then(|| details(winner, losers));
+    Ok((
+        headers,
+        GenerateResponse {
+            generated_text,
+            details,
+        },
+    ))
+}
+
+fn details(answer: Collected, best_of_sequences: Option<Vec<BestOfSequence>>) -> Details {
+    let Collected {
+        started,
+        tokens,
+        finish,
+    } = answer;
+    let (tokens, top_tokens) = split_tokens(tokens);
+    Details {
+        finish_reason: finish_reason(finish.reason),
+        generated_tokens: finish.generated_tokens,
+        seed: finish.seed,
+        prefill: prefill(started),
+        tokens,
+        best_of_sequences,
+        top_tokens,
+    }
+}
+
+fn best_of_sequence(answer: Collected, full_text: Option<&str>) -> BestOfSequence {
+    let generated_text = with_prompt(full_text, &answer.finish.generated_text);
+    let Details {
+        finish_reason,
+        generated_tokens,
+        seed,
+        prefill,
+        tokens,
+        top_tokens,
+        ..
+    } = details(answer, None);
+    BestOfSequence {
+        generated_text,
+        finish_reason,
+        generated_tokens,
+        seed,
+        prefill,
+        tokens,
+        top_tokens,
+    }
+}
+
+fn prefill(started: Started) -> Vec<PrefillToken> {
+    let token = |token: generation::PromptToken| PrefillToken {
+        id: token.id.0,
+        text: token.text,
+        logprob: token.logprob,
+    };
+    started.prompt.into_iter().map(token).collect()
+}
+
+/// Tokens, and the best ones at each place when they were asked for.
+fn split_tokens(events: Vec<TokenEvent>) -> (Vec<Token>, Vec<Vec<Token>>) {
+    let asked = events.iter().any(|event| !event.top_tokens.is_empty());
+    let mut tokens = Vec::with_capacity(events.len());
+    let mut top = Vec::new();
+    for event in events {
+        tokens.push(token(event.token));
+        if asked {
+            top.push(event.top_tokens.into_iter().map(token).collect());
+        }
+    }
+    (tokens, top)
+}
+
+fn with_prompt(prompt: Option<&str>, generated: &str) -> String {
+    format!("{}{generated}", prompt.unwrap_or_default())
+}
+
+async fn stream_answer(api: Api, headers: &HeaderMap, body: GenerateRequest) -> Response {
+    let keep_alive = api.config.keep_alive;
+    let mut out = HeaderMap::new();
+    out.insert(
+        HeaderName::from_static("x-compute-type"),
+        api.config.compute_type.clone(),
+    );
+    out.insert(
+        HeaderName::from_static("x-compute-characters"),
+        characters(&body.inputs),
+    );
+    out.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    let accepted = accept(&api, headers, &body, true).map_err(|e| counted(&api, e));
+    let GenerateRequest { inputs, parameters } = body;
+    // The answer is awaited inside the stream: the status is 200 whatever comes of it, as in TGI.
+    let frames = stream::once(async move {
+        let started = match accepted {
+            Ok((mut requests, permit)) => api.dispatcher.generate(requests.remove(0), permit).await,
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(events) => token_frames(events, inputs, parameters).left_stream(),
+            Err(error) => {
+                let frame = sse::frame(&ApiError::in_stream(error));
+                stream::iter([Ok::<_, Infallible>(frame)]).right_stream()
+            }
+        }
+    })
+    .flatten();
+    (out, sse::respond(frames, keep_alive)).into_response()
+}
+
+/// One frame for each token; an error's frame is the last.
+fn token_frames(
+    events: EventStream,
+    inputs: String,
+    parameters: GenerateParameters,
+) -> impl Stream<Item = Result<Frame, Infallible>> {
+    let full_text = parameters
+        .return_full_text
+        .unwrap_or(false)
+        .then_some(inputs);
+    let mut input_length = 0;
+    let mut index = 0;
+    events.filter_map(move |event| {
+        let frame = match event {
+            Ok(Event::Started(started)) => {
+                input_length = started.input_tokens;
+                None
+            }
+            Ok(Event::Token(event)) => {
+                index += 1;
+                let TokenEvent {
+                    token: chosen,
+                    top_tokens,
+                    finish,
+                } = event;
+                let generated_text = finish
+                    .as_ref()
+                    .map(|finish| with_prompt(full_text.as_deref(), &finish.generated_text));
+                let details = finish
+                    .filter(|_| parameters.details)
+                    .map(|finish| StreamDetails {
+                        finish_reason: finish_reason(finish.reason),
+                        generated_tokens: finish.generated_tokens,
+                        seed: finish.seed,
+                        input_length,
+                    });
+                Some(sse::frame(&StreamResponse {
+                    index,
+                    token: token(chosen),
+                    top_tokens: top_tokens.into_iter().map(token).collect(),
+                    generated_text,
+                    details,
+                }))
+            }
+            Err(error) => Some(sse::frame(&ApiError::in_stream(error))),
+        };
+        std::future::ready(frame.map(Ok))
+    })
+}
+
+fn token(info: TokenInfo) -> Token {
+    let TokenInfo {
+        id,
+        text,
+        logprob,
+        special,
+    } = info;
+    Token {
+        id: id.0,
+        text,
+        logprob,
+        special,
+    }
+}
+
+fn finish_reason(reason: generation::FinishReason) -> FinishReason {
+    match reason {
+        generation::FinishReason::Length => FinishReason::Length,
+        generation::FinishReason::EosToken => FinishReason::EosToken,
+        generation::FinishReason::StopSequence => FinishReason::StopSequence,
+    }
+}
+
+fn characters(text: &str) -> HeaderValue {
+    HeaderValue::from(text.chars().count())
+}
+
+/// TGI's metering headers; with `best_of` they speak of the winner.
+fn answer_headers(api: &Api, inputs: &str, answer: &Collected) -> HeaderMap {
+    let Finish {
+        timings,
+        generated_tokens,
+        ..
+    } = &answer.finish;
+    let ms = |duration: std::time::Duration| HeaderValue::from(duration.as_millis() as u64);
+    let per_token = timings.inference / (*generated_tokens).max(1);
+    let seconds = timings.total.as_secs_f64().to_string();
+    let values = [
+        ("x-compute-type", api.config.compute_type.clone()),
+        (
+            "x-compute-time",
+            HeaderValue::from_str(&seconds).unwrap_or(HeaderValue::from_static("0")),
+        ),
+        ("x-compute-characters", characters(inputs)),
+        ("x-total-time", ms(timings.total)),
+        ("x-validation-time", ms(timings.validation)),
+        ("x-queue-time", ms(timings.queue)),
+        ("x-inference-time", ms(timings.inference)),
+        ("x-time-per-token", ms(per_token)),
+        (
+            "x-prompt-tokens",
+            HeaderValue::from(answer.started.input_tokens),
+        ),
+        ("x-generated-tokens", HeaderValue::from(*generated_tokens)),
+    ];
+    values
+        .into_iter()
+        .map(|(name, value)| (HeaderName::from_static(name), value))
+        .collect()
+}

@@ -1,0 +1,131 @@
+//! A model and its tokenizer, opened together and checked against each other.
+
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use super::AppError;
+use crate::config::{ModelFacts, ModelSource, Settings};
+use crate::generation::TokenId;
+use crate::model::{Checkpoint, Metadata, ModelError, TokenizerSource};
+use crate::text::{GgufVocabulary, SpecialTokens, TextError, Tokenizer};
+
+/// What the embedded model is called where a path would stand.
+pub(super) const EMBEDDED_LABEL: &str = "sconce-demo";
+
+static EMBEDDED: &[u8] = include_bytes!("../../models/demo/model.gguf");
+
+/// A checkpoint with its tokenizer and the tokens that end an answer.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) eos: Arc<[TokenId]>,
+}
+
+impl Loaded {
+    /// Opens the model of the settings.
+    ///
+    /// Errors: one sentence naming the file and field that is wrong.
+    pub(super) fn open(settings: &Settings) -> Result<Self, AppError> {
+        let checkpoint = match &settings.model {
+            ModelSource::Embedded => Checkpoint::embedded(EMBEDDED, EMBEDDED_LABEL)?,
+            ModelSource::Path(path) if !path.exists() => {
+                return Err(AppError::NoSuchModel(path.display().to_string()));
+            }
+            ModelSource::Path(path) => Checkpoint::open(path, settings.dtype)?,
+        };
+        let config = match &settings.tokenizer_config_path {
+            Some(path) => Some(std::fs::read(path).map_err(|source| ModelError::Io {
+                path: path.display().to_string(),
+                source,
+            })?),
+            None => None,
+        };
+        let tokenizer =
+            tokenizer(checkpoint.tokenizer(), config).map_err(|source| AppError::Tokenizer {
+                model: checkpoint.label().to_owned(),
+                source,
+            })?;
+        let rows = checkpoint.spec().vocab;
+        if tokenizer.vocab_size() > rows {
+            return Err(AppError::VocabularyMismatch {
+                model: checkpoint.label().to_owned(),
+                tokens: tokenizer.vocab_size(),
+                rows,
+            });
+        }
+        let mut eos = checkpoint.eos().to_vec();
+        if eos.is_empty() {
+            eos.extend(tokenizer.eos());
+        }
+        Ok(Self {
+            checkpoint,
+            tokenizer,
+            eos: eos.into(),
+        })
+    }
+
+    /// What limits depend on.
+    pub(super) fn facts(&self) -> ModelFacts {
+        ModelFacts {
+            max_positions: self.checkpoint.spec().max_positions,
+            kv_bytes_per_token: self.checkpoint.spec().kv_bytes_per_token(),
+            weight_bytes: self.checkpoint.size_bytes(),
+        }
+    }
+}
+
+fn tokenizer(source: &TokenizerSource, config: Option<Vec<u8>>) -> Result<Tokenizer, TextError> {
+    match source {
+        TokenizerSource::Json {
+            tokenizer,
+            config: own,
+        } => {
+            let own = (*own != Json::Null).then(|| own.to_string().into_bytes());
+            let config = config.or(own);
+            let special = SpecialTokens::from_json(config.as_deref(), None)?;
+            Tokenizer::from_json(tokenizer, special)
+        }
+        TokenizerSource::Gguf(metadata) => Tokenizer::from_gguf(vocabulary(metadata)?),
+        TokenizerSource::None => Err(TextError::InvalidFile {
+            file: "tokenizer.json",
+            reason: "a shape without text cannot be served".to_owned(),
+        }),
+    }
+}
+
+/// The tokenizer's part of a GGUF file's metadata.
+fn vocabulary(metadata: &Metadata) -> Result<GgufVocabulary, TextError> {
+    let missing = |key: &'static str| TextError::Gguf {
+        key,
+        reason: "is missing".to_owned(),
+    };
+    let wrong = |key: &'static str| move |reason: String| TextError::Gguf { key, reason };
+    let string = |key: &'static str| metadata.string(key).map_err(wrong(key));
+    let id = |key: &'static str| metadata.u32(key).map_err(wrong(key));
+    let flag = |key: &'static str| metadata.bool(key).map_err(wrong(key));
+    let texts = |key: &'static str| metadata.strings(key).map_err(wrong(key));
+    Ok(GgufVocabulary {
+        model: string("tokenizer.ggml.model")?
+            .ok_or_else(|| missing("tokenizer.ggml.model"))?
+            .to_owned(),
+        pre: string("tokenizer.ggml.pre")?.map(str::to_owned),
+        tokens: texts("tokenizer.ggml.tokens")?.ok_or_else(|| missing("tokenizer.ggml.tokens"))?,
+        token_types: metadata
+            .i32s("tokenizer.ggml.token_type")
+            .map_err(wrong("tokenizer.ggml.token_type"))?
+            .unwrap_or_default(),
+        scores: metadata
+            .f32s("tokenizer.ggml.scores")
+            .map_err(wrong("tokenizer.ggml.scores"))?
+            .unwrap_or_default(),
+        merges: texts("tokenizer.ggml.merges")?.unwrap_or_default(),
+        bos: id("tokenizer.ggml.bos_token_id")?,
+        eos: id("tokenizer.ggml.eos_token_id")?,
+        unk: id("tokenizer.ggml.unknown_token_id")?,
+        add_bos: flag("tokenizer.ggml.add_bos_token")?,
+        add_eos: flag("tokenizer.ggml.add_eos_token")?,
+        add_space_prefix: flag("tokenizer.ggml.add_space_prefix")?,
+    })
+}

@@ -1,0 +1,193 @@
+//! Builds every part from the cellar up, wires them, and runs until told to stop.
+
+mod load;
+mod server;
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::config::{Capacity, ConfigError, ModelSource, Settings};
+use crate::dispatch::Dispatcher;
+use crate::model::{BLOCK_TOKENS, Cpu, Decoder, ModelError};
+use crate::telemetry::{HistogramRanges, Metrics};
+use crate::text::TextError;
+use crate::wire::tgi::Info;
+use crate::{api, engine};
+
+use load::Loaded;
+
+/// Why the server could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Limits contradict each other or the model.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model cannot be served.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model's tokenizer cannot be used.
+    #[error("{model}: {source}")]
+    Tokenizer {
+        /// The model.
+        model: String,
+        /// What is wrong with it.
+        source: TextError,
+    },
+    /// The tokenizer and the embedding do not belong together.
+    #[error("{model}: the tokenizer has {tokens} tokens, the embedding only {rows} rows")]
+    VocabularyMismatch {
+        /// The model.
+        model: String,
+        /// Largest token id + 1.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// There is no such model here.
+    #[error(
+        "model_id `{0}` is neither a folder nor a file on this machine; give the path of a folder with config.json and safetensors, or of a GGUF file (models are not downloaded)"
+    )]
+    NoSuchModel(String),
+    /// The address is taken or not allowed.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// A thread or the runtime could not be started.
+    #[error("cannot start: {0}")]
+    Start(#[source] std::io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT, then drains.
+pub fn serve(settings: Settings) -> Result<(), AppError> {
+    let loaded = Loaded::open(&settings)?;
+    let capacity = settings.capacity(&loaded.facts())?;
+    let cpu = Cpu::new(settings.threads, settings.tier).map_err(ModelError::from)?;
+    let info = info(&settings, &capacity, &loaded, &cpu);
+    tracing::info!(
+        model = info.model_id,
+        dtype = info.model_dtype,
+        weights_mib = loaded.facts().weight_bytes >> 20,
+        kv_cache_mib =
+            (capacity.engine.num_blocks * BLOCK_TOKENS * loaded.facts().kv_bytes_per_token) >> 20,
+        max_total_tokens = info.max_total_tokens,
+        max_batch_total_tokens = info.max_batch_total_tokens,
+        cpu_tier = info.cpu_tier,
+        threads = cpu.threads(),
+        "model loaded"
+    );
+    let metrics = Arc::new(Metrics::new(HistogramRanges {
+        max_input_tokens: capacity.dispatch.max_input_tokens,
+        max_total_tokens: capacity.dispatch.max_total_tokens,
+    }));
+    let decoder = Decoder::new(&loaded.checkpoint, capacity.engine.num_blocks, cpu)?;
+    let engine = engine::start(Box::new(decoder), capacity.engine, Arc::clone(&metrics))
+        .map_err(AppError::Start)?;
+    let dispatcher = Dispatcher::new(
+        capacity.dispatch,
+        engine,
+        loaded.tokenizer,
+        loaded.eos,
+        metrics,
+    );
+    let routes = api::routes(api_config(&settings), dispatcher, info);
+    server::run(routes, &settings)
+}
+
+/// Opens everything `serve` would, and says what it found.
+pub fn check(settings: &Settings) -> Result<String, AppError> {
+    let loaded = Loaded::open(settings)?;
+    let facts = loaded.facts();
+    let capacity = settings.capacity(&facts)?;
+    let cpu = Cpu::new(settings.threads, settings.tier).map_err(ModelError::from)?;
+    let info = info(settings, &capacity, &loaded, &cpu);
+    // Looks every tensor up; one block of KV memory is enough for that.
+    let decoder = Decoder::new(&loaded.checkpoint, 1, cpu)?;
+    let spec = decoder.spec();
+    let mut report = String::new();
+    let kv_bytes = capacity.engine.num_blocks * BLOCK_TOKENS * facts.kv_bytes_per_token;
+    let lines = [
+        ("model_id", info.model_id),
+        (
+            "architecture",
+            format!(
+                "{:?}, {} layers, hidden {}",
+                spec.architecture, spec.layers, spec.hidden
+            ),
+        ),
+        ("dtype", info.model_dtype.unwrap_or_default()),
+        ("weights", format!("{} MiB", facts.weight_bytes >> 20)),
+        (
+            "kv cache",
+            format!(
+                "{} MiB for {} tokens",
+                kv_bytes >> 20,
+                info.max_batch_total_tokens
+            ),
+        ),
+        ("max_input_tokens", info.max_input_tokens.to_string()),
+        ("max_total_tokens", info.max_total_tokens.to_string()),
+        (
+            "max_concurrent_requests",
+            info.max_concurrent_requests.to_string(),
+        ),
+        ("cpu_tier", info.cpu_tier),
+        ("address", settings.address.to_string()),
+    ];
+    for (name, value) in lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(report, "{name:<24} {value}");
+    }
+    Ok(report)
+}
+
+fn info(settings: &Settings, capacity: &Capacity, loaded: &Loaded, cpu: &Cpu) -> Info {
+    Info {
+        model_id: match &settings.model {
+            ModelSource::Embedded => load::EMBEDDED_LABEL.to_owned(),
+            ModelSource::Path(path) => path.display().to_string(),
+        },
+        model_sha: None,
+        model_pipeline_tag: None,
+        max_concurrent_requests: capacity.dispatch.max_concurrent_requests,
+        max_best_of: settings.max_best_of,
+        max_stop_sequences: settings.max_stop_sequences,
+        max_input_tokens: capacity.dispatch.max_input_tokens,
+        max_total_tokens: capacity.dispatch.max_total_tokens,
+        validation_workers: capacity.dispatch.validation_workers,
+        max_client_batch_size: settings.max_client_batch_size,
+        router: "text-generation-router".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        sha: None,
+        docker_label: None,
+        model_dtype: loaded
+            .checkpoint
+            .main_format()
+            .map(|format| format.to_string()),
+        model_device_type: "cpu".to_owned(),
+        cpu_tier: cpu.tier().to_string(),
+        max_batch_total_tokens: capacity.engine.num_blocks * BLOCK_TOKENS,
+        max_batch_prefill_tokens: capacity.engine.max_batched_tokens.get(),
+    }
+}
+
+fn api_config(settings: &Settings) -> api::Config {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    api::Config {
+        max_best_of: settings.max_best_of,
+        max_stop_sequences: settings.max_stop_sequences,
+        max_top_n_tokens: settings.max_top_n_tokens,
+        payload_limit_bytes: settings.payload_limit_bytes,
+        api_key: settings.api_key.clone(),
+        cors_allow_origin: settings.cors_allow_origin.clone(),
+        keep_alive: settings.keep_alive,
+        compute_type: settings.compute_type.clone(),
+        started_at_unix_s: now.as_secs(),
+    }
+}

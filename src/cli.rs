@@ -1,0 +1,61 @@
+//! The command line: which command, with what.
+
+use std::error::Error;
+use std::io::Write;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app;
+use crate::config::{Machine, RawConfig, ServeArgs, Settings};
+use crate::telemetry::init_log;
+
+/// A self-hosted, TGI-compatible LLM server.
+#[derive(Debug, Parser)]
+#[command(name = "sconce", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model over HTTP
+    Serve(Box<ServeArgs>),
+    /// Check a configuration and the model it names, print what would be served, and stop
+    Check(Box<CheckArgs>),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    ///
+    /// Errors: one message for people; the exit code is then 1.
+    pub fn run(self) -> Result<(), Box<dyn Error>> {
+        match self.command {
+            Command::Serve(args) => {
+                let settings = settings(*args)?;
+                Ok(app::serve(settings)?)
+            }
+            Command::Check(args) => {
+                let settings = settings(args.serve)?;
+                let report = app::check(&settings)?;
+                Ok(std::io::stdout().write_all(report.as_bytes())?)
+            }
+        }
+    }
+}
+
+fn settings(args: ServeArgs) -> Result<Settings, Box<dyn Error>> {
+    let raw = RawConfig::read(args)?;
+    let settings = Settings::resolve(raw, &Machine::detect())?;
+    init_log(&settings.log)?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(settings)
+}

@@ -1,0 +1,367 @@
+//! What the operator wrote, as written: a TOML file, the environment, flags.
+//!
+//! One struct describes all three, so that a setting is named once: the flag `--max-total-tokens`, the
+//! variable `MAX_TOTAL_TOKENS` and the key `max_total_tokens` are the same. Nothing has a default here.
+//! Secrets cannot stand in the file.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory, Parser};
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use super::ConfigError;
+
+/// Flags of `sconce serve`: a file, and every setting.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct ServeArgs {
+    /// Settings as TOML; the environment and flags override it
+    #[arg(long, env = "SCONCE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// All settings.
+    #[command(flatten)]
+    pub settings: RawConfig,
+}
+
+/// Every setting, none of them resolved. Names are TGI's where TGI has the setting.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RawConfig {
+    /// Folder (config.json, safetensors, tokenizer.json) or GGUF file; the embedded demo model without it
+    #[arg(long, env = "MODEL_ID", value_name = "PATH")]
+    pub model_id: Option<String>,
+
+    /// Float type to hold weights in: float32, float16, bfloat16 [default: as stored]
+    #[arg(long, env = "DTYPE")]
+    pub dtype: Option<String>,
+
+    /// IP address to listen on [default: 127.0.0.1]
+    #[arg(long, env = "HOSTNAME")]
+    pub hostname: Option<String>,
+
+    /// Port to listen on [default: 3000]
+    #[arg(long, short, env = "PORT")]
+    pub port: Option<u16>,
+
+    /// Requests served at once; more are refused with 429 [default: 128]
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS")]
+    pub max_concurrent_requests: Option<usize>,
+
+    /// Limit of `best_of` [default: 2]
+    #[arg(long, env = "MAX_BEST_OF")]
+    pub max_best_of: Option<usize>,
+
+    /// Limit of `stop` [default: 4]
+    #[arg(long, env = "MAX_STOP_SEQUENCES")]
+    pub max_stop_sequences: Option<usize>,
+
+    /// Limit of `top_n_tokens` [default: 5]
+    #[arg(long, env = "MAX_TOP_N_TOKENS")]
+    pub max_top_n_tokens: Option<u32>,
+
+    /// Longest prompt in tokens [default: max_total_tokens - 1]
+    #[arg(long, env = "MAX_INPUT_TOKENS")]
+    pub max_input_tokens: Option<usize>,
+
+    /// Older name of max_input_tokens
+    #[arg(long, env = "MAX_INPUT_LENGTH")]
+    pub max_input_length: Option<usize>,
+
+    /// Longest prompt and answer together in tokens [default: the model's context, or what memory holds]
+    #[arg(long, env = "MAX_TOTAL_TOKENS")]
+    pub max_total_tokens: Option<usize>,
+
+    /// Tokens one step computes at most [default: 128]
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS")]
+    pub max_batch_prefill_tokens: Option<usize>,
+
+    /// Tokens the KV cache holds [default: what half of the free memory holds]
+    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
+    pub max_batch_total_tokens: Option<usize>,
+
+    /// Sequences that run at once [default: max_concurrent_requests]
+    #[arg(long, env = "MAX_BATCH_SIZE")]
+    pub max_batch_size: Option<usize>,
+
+    /// Texts tokenized at once [default: 2]
+    #[arg(long, env = "VALIDATION_WORKERS")]
+    pub validation_workers: Option<usize>,
+
+    /// Most prompts of one completions call [default: 4]
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE")]
+    pub max_client_batch_size: Option<usize>,
+
+    /// Most bytes of a request body [default: 2000000]
+    #[arg(long, env = "PAYLOAD_LIMIT")]
+    pub payload_limit: Option<usize>,
+
+    /// Lets callers ask for the prompt's log-probabilities [default: false]
+    #[arg(long, env = "ENABLE_PREFILL_LOGPROBS", num_args = 0..=1, default_missing_value = "true")]
+    pub enable_prefill_logprobs: Option<bool>,
+
+    /// Longest life of a request in seconds [default: 600]
+    #[arg(long, env = "MAX_REQUEST_SECONDS")]
+    pub max_request_seconds: Option<u64>,
+
+    /// Seconds that running requests get to finish after SIGTERM [default: 90]
+    #[arg(long, short, env = "GRACEFUL_TERMINATION_TIMEOUT")]
+    pub graceful_termination_timeout: Option<u64>,
+
+    /// Seconds a client has to send a request's head [default: 30]
+    #[arg(long, env = "HEADER_READ_SECONDS")]
+    pub header_read_seconds: Option<u64>,
+
+    /// Seconds of silence after which a stream sends a comment [default: 15]
+    #[arg(long, env = "KEEP_ALIVE_SECONDS")]
+    pub keep_alive_seconds: Option<u64>,
+
+    /// Key that callers must show as `Authorization: Bearer`; not allowed in the file
+    #[arg(long, env = "API_KEY", hide_env_values = true)]
+    #[serde(skip)]
+    pub api_key: Option<String>,
+
+    /// Origins whose pages may call; repeatable, or a comma list in the environment [default: all]
+    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',')]
+    pub cors_allow_origin: Option<Vec<String>>,
+
+    /// tokenizer_config.json to use instead of the model's own
+    #[arg(long, env = "TOKENIZER_CONFIG_PATH")]
+    pub tokenizer_config_path: Option<PathBuf>,
+
+    /// Threads that compute [default: the CPUs this process may use]
+    #[arg(long, env = "CPU_THREADS")]
+    pub cpu_threads: Option<usize>,
+
+    /// Instructions to compute with: avx512, avx2, portable [default: the best this machine has]
+    #[arg(long, env = "CPU_TIER")]
+    pub cpu_tier: Option<String>,
+
+    /// `invariant`: the same request gives the same tokens in any company; the only mode so far
+    #[arg(long, env = "NUMERICS")]
+    pub numerics: Option<String>,
+
+    /// Value of the x-compute-type header [default: cpu]
+    #[arg(long, env = "COMPUTE_TYPE")]
+    pub compute_type: Option<String>,
+
+    /// error, warn, info, debug, trace, or a tracing filter [default: info]
+    #[arg(long, env = "LOG_LEVEL")]
+    pub log_level: Option<String>,
+
+    /// Logs as JSON lines [default: false]
+    #[arg(long, env = "JSON_OUTPUT", num_args = 0..=1, default_missing_value = "true")]
+    pub json_output: Option<bool>,
+
+    /// Settings of TGI that have no effect here.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub tgi_only: TgiOnly,
+}
+
+/// TGI's settings that this server takes so that existing commands keep working, and warns about.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TgiOnly {
+    /// (TGI) must be absent or false: one device serves a model
+    #[arg(long, env = "SHARDED", num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub sharded: Option<bool>,
+
+    /// (TGI) must be absent or 1: one device serves a model
+    #[arg(long, env = "NUM_SHARD", hide = true)]
+    pub num_shard: Option<usize>,
+
+    /// (TGI) must be absent: weights are served as stored
+    #[arg(long, env = "QUANTIZE", hide = true)]
+    pub quantize: Option<String>,
+
+    /// (TGI) must be absent: there are no adapters
+    #[arg(long, env = "LORA_ADAPTERS", hide = true)]
+    pub lora_adapters: Option<String>,
+
+    /// (TGI) must be absent: a local model has no revisions
+    #[arg(long, env = "REVISION", hide = true)]
+    pub revision: Option<String>,
+
+    /// (TGI) no effect: no speculation yet
+    #[arg(long, env = "SPECULATE", hide = true)]
+    pub speculate: Option<usize>,
+
+    /// (TGI) no effect: no Python runs here
+    #[arg(long, env = "TRUST_REMOTE_CODE", num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub trust_remote_code: Option<bool>,
+
+    /// (TGI) no effect: prefill and decode share every step
+    #[arg(long, env = "WAITING_SERVED_RATIO", hide = true)]
+    pub waiting_served_ratio: Option<f32>,
+
+    /// (TGI) no effect: prefill and decode share every step
+    #[arg(long, env = "MAX_WAITING_TOKENS", hide = true)]
+    pub max_waiting_tokens: Option<usize>,
+
+    /// (TGI) no effect: metrics are served at /metrics
+    #[arg(long, env = "PROMETHEUS_PORT", hide = true)]
+    pub prometheus_port: Option<u16>,
+
+    /// (TGI) no effect: grammars are not served yet
+    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT", num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub disable_grammar_support: Option<bool>,
+
+    /// (TGI) no effect: nothing is ever reported
+    #[arg(long, env = "USAGE_STATS", hide = true)]
+    pub usage_stats: Option<String>,
+
+    /// (TGI) no effect on a CPU
+    #[arg(long, env = "CUDA_GRAPHS", hide = true)]
+    pub cuda_graphs: Option<String>,
+
+    /// (TGI) no effect on a CPU
+    #[arg(long, env = "CUDA_MEMORY_FRACTION", hide = true)]
+    pub cuda_memory_fraction: Option<f32>,
+
+    /// (TGI) no effect
+    #[arg(long, env = "DISABLE_CUSTOM_KERNELS", num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub disable_custom_kernels: Option<bool>,
+}
+
+impl RawConfig {
+    /// Lays flags and environment over the file, if there is one.
+    ///
+    /// Errors: the file cannot be read or parsed, a key is unknown (with the nearest known one), a value
+    /// has another type.
+    pub fn read(args: ServeArgs) -> Result<Self, ConfigError> {
+        let ServeArgs { config, settings } = args;
+        match config {
+            None => Ok(settings),
+            Some(path) => {
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|e| ConfigError(vec![format!("{}: {e}", path.display())]))?;
+                settings.over(&text, &path)
+            }
+        }
+    }
+
+    fn over(self, file: &str, path: &Path) -> Result<Self, ConfigError> {
+        let fault = |e: &dyn std::fmt::Display| {
+            ConfigError(vec![format!(
+                "{}: {}",
+                path.display(),
+                e.to_string().trim_end()
+            )])
+        };
+        let mut table: Table = file.parse().map_err(|e: toml::de::Error| fault(&e))?;
+        let known = known_keys();
+        let unknown: Vec<String> = table
+            .keys()
+            .filter(|key| !known.contains(key))
+            .map(|key| format!("{}: {}", path.display(), unknown_key(key, &known)))
+            .collect();
+        if !unknown.is_empty() {
+            return Err(ConfigError(unknown));
+        }
+        // Types are checked before anything is laid over them, so that a wrong value is never hidden.
+        Self::deserialize(table.clone()).map_err(|e| fault(&e))?;
+        table.extend(Table::try_from(&self).map_err(|e| fault(&e))?);
+        let merged = Self::deserialize(table).map_err(|e| fault(&e))?;
+        Ok(Self {
+            api_key: self.api_key,
+            ..merged
+        })
+    }
+}
+
+/// Every key the file may hold.
+fn known_keys() -> Vec<String> {
+    /// The flags alone, as a command of their own.
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: RawConfig,
+    }
+    let names = Flags::command()
+        .get_arguments()
+        .filter_map(|arg| arg.get_long())
+        .map(str::to_owned)
+        .collect::<Vec<_>>();
+    names
+        .into_iter()
+        .filter(|name| name != "help" && name != "api-key")
+        .map(|name| name.replace('-', "_"))
+        .collect()
+}
+
+fn unknown_key(key: &str, known: &[String]) -> String {
+    if key == "api_key" {
+        return "`api_key` may not stand in a file; set the environment variable API_KEY"
+            .to_owned();
+    }
+    let nearest = known
+        .iter()
+        .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+    match nearest {
+        Some(name) => format!("unknown key `{key}`; did you mean `{name}`?"),
+        None => format!("unknown key `{key}`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn over(flags: RawConfig, file: &str) -> Result<RawConfig, ConfigError> {
+        flags.over(file, Path::new("s.toml"))
+    }
+
+    #[test]
+    fn flags_go_over_the_file() {
+        let flags = RawConfig {
+            port: Some(8080),
+            api_key: Some("k".into()),
+            ..RawConfig::default()
+        };
+        let merged = over(flags, "port = 1\nmax_best_of = 3\nspeculate = 2").expect("a sound file");
+        assert_eq!((merged.port, merged.max_best_of), (Some(8080), Some(3)));
+        assert_eq!(merged.tgi_only.speculate, Some(2));
+        assert_eq!(merged.api_key.as_deref(), Some("k"));
+    }
+
+    #[test]
+    fn unknown_keys_are_all_named_with_their_neighbours() {
+        let error = over(
+            RawConfig::default(),
+            "max_total_token = 1\nprot = 2\nport = 3",
+        )
+        .expect_err("two typos");
+        assert_eq!(
+            error.to_string(),
+            "s.toml: unknown key `max_total_token`; did you mean `max_total_tokens`?\n\
+             s.toml: unknown key `prot`; did you mean `port`?"
+        );
+    }
+
+    #[test]
+    fn the_reference_file_names_every_setting_and_is_sound() {
+        let reference = include_str!("../../config/default.toml");
+        for key in known_keys() {
+            assert!(
+                reference.contains(&key),
+                "{key} is missing in config/default.toml"
+            );
+        }
+        let written = over(RawConfig::default(), reference).expect("a sound file");
+        assert_eq!(written.port, Some(3000));
+    }
+
+    #[test]
+    fn secrets_and_wrong_types_are_refused() {
+        let secret = over(RawConfig::default(), "api_key = 'x'").expect_err("a secret in a file");
+        assert!(secret.to_string().contains("API_KEY"), "{secret}");
+        let flags = RawConfig {
+            port: Some(1),
+            ..RawConfig::default()
+        };
+        let wrong = over(flags, "port = 'high'").expect_err("a wrong type");
+        assert!(wrong.to_string().contains("port"), "{wrong}");
+        assert!(over(RawConfig::default(), "port = ").is_err());
+    }
+}

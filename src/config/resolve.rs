@@ -1,0 +1,487 @@
+//! From what was written to what each floor needs: every default and every check, all faults at once.
+//!
+//! It happens in two halves, because limits depend on the model: [`Settings`] needs the machine only,
+//! [`Settings::capacity`] needs the model's dimensions too.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use super::raw::{RawConfig, TgiOnly};
+use super::{ConfigError, Machine};
+use crate::api::ApiKey;
+use crate::model::{BLOCK_TOKENS, FloatType, Tier};
+use crate::telemetry::LogSettings;
+use crate::{dispatch, engine};
+
+/// Where the model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The demo model inside the binary.
+    Embedded,
+    /// A folder or a GGUF file.
+    Path(PathBuf),
+}
+
+/// Everything that does not depend on the model.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the model comes from.
+    pub model: ModelSource,
+    /// The float type to hold weights in, if not as stored.
+    pub dtype: Option<FloatType>,
+    /// tokenizer_config.json instead of the model's own.
+    pub tokenizer_config_path: Option<PathBuf>,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Time to finish after SIGTERM.
+    pub drain: Duration,
+    /// Time a client has to send a request's head.
+    pub header_read: Duration,
+    /// Threads that compute.
+    pub threads: NonZeroUsize,
+    /// Instructions to compute with, if not the best.
+    pub tier: Option<Tier>,
+    /// Logs.
+    pub log: LogSettings,
+    /// Limit of `best_of`.
+    pub max_best_of: usize,
+    /// Limit of `stop`.
+    pub max_stop_sequences: usize,
+    /// Limit of `top_n_tokens`.
+    pub max_top_n_tokens: u32,
+    /// Most prompts of one completions call.
+    pub max_client_batch_size: usize,
+    /// Most bytes of a body.
+    pub payload_limit_bytes: usize,
+    /// The key callers must show.
+    pub api_key: Option<ApiKey>,
+    /// Origins whose pages may call.
+    pub cors_allow_origin: Vec<HeaderValue>,
+    /// Silence after which a stream sends a comment.
+    pub keep_alive: Duration,
+    /// Value of the `x-compute-type` header.
+    pub compute_type: HeaderValue,
+    /// What the operator should know, to be logged once logging runs.
+    pub warnings: Vec<String>,
+    max_concurrent_requests: NonZeroUsize,
+    max_input_tokens: Option<usize>,
+    max_total_tokens: Option<usize>,
+    max_batch_prefill_tokens: NonZeroUsize,
+    max_batch_total_tokens: Option<usize>,
+    max_batch_size: Option<NonZeroUsize>,
+    validation_workers: usize,
+    prompt_logprobs: bool,
+    max_request_duration: Duration,
+    memory_bytes: usize,
+}
+
+/// What limits depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// The model's context.
+    pub max_positions: usize,
+    /// Bytes of KV cache one token takes.
+    pub kv_bytes_per_token: usize,
+    /// Bytes of all weights.
+    pub weight_bytes: usize,
+}
+
+/// Limits that depend on the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// The engine's bounds.
+    pub engine: engine::Config,
+    /// The hall's bounds.
+    pub dispatch: dispatch::Config,
+}
+
+const DEFAULT_CONCURRENCY: usize = 128;
+/// A step's token budget: enough rows to work at the speed of arithmetic, few enough that running answers
+/// do not stall for long behind a prompt.
+const DEFAULT_STEP_TOKENS: usize = 128;
+
+impl Settings {
+    /// Resolves what does not depend on the model.
+    ///
+    /// Errors: every fault found, one sentence each.
+    pub fn resolve(raw: RawConfig, machine: &Machine) -> Result<Self, ConfigError> {
+        let RawConfig {
+            model_id,
+            dtype,
+            hostname,
+            port,
+            max_concurrent_requests,
+            max_best_of,
+            max_stop_sequences,
+            max_top_n_tokens,
+            max_input_tokens,
+            max_input_length,
+            max_total_tokens,
+            max_batch_prefill_tokens,
+            max_batch_total_tokens,
+            max_batch_size,
+            validation_workers,
+            max_client_batch_size,
+            payload_limit,
+            enable_prefill_logprobs,
+            max_request_seconds,
+            graceful_termination_timeout,
+            header_read_seconds,
+            keep_alive_seconds,
+            api_key,
+            cors_allow_origin,
+            tokenizer_config_path,
+            cpu_threads,
+            cpu_tier,
+            numerics,
+            compute_type,
+            log_level,
+            json_output,
+            tgi_only,
+        } = raw;
+        let mut faults = Faults(Vec::new());
+        let mut warnings = tgi_only_faults(&tgi_only, &mut faults);
+
+        let ip = match hostname.as_deref().map(str::parse::<IpAddr>) {
+            None => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Some(Ok(ip)) => ip,
+            Some(Err(_)) => {
+                let name = hostname.unwrap_or_default();
+                warnings.push(format!(
+                    "hostname `{name}` is not an IP address and is ignored; listening on 127.0.0.1"
+                ));
+                IpAddr::V4(Ipv4Addr::LOCALHOST)
+            }
+        };
+        if max_input_tokens.is_some() && max_input_length.is_some() {
+            faults.add(
+                "max_input_tokens and max_input_length are the same setting; give one of them",
+            );
+        }
+        let max_concurrent_requests = faults.positive(
+            "max_concurrent_requests",
+            max_concurrent_requests,
+            DEFAULT_CONCURRENCY,
+        );
+        let settings = Self {
+            model: model_id.map_or(ModelSource::Embedded, |id| {
+                ModelSource::Path(PathBuf::from(id))
+            }),
+            dtype: dtype.and_then(|name| float_type(&name, &mut faults)),
+            tokenizer_config_path,
+            address: SocketAddr::new(ip, port.unwrap_or(3000)),
+            drain: Duration::from_secs(graceful_termination_timeout.unwrap_or(90)),
+            header_read: faults.seconds("header_read_seconds", header_read_seconds, 30),
+            threads: faults.positive("cpu_threads", cpu_threads, machine.cpus.get()),
+            tier: cpu_tier.and_then(|name| tier(&name, &mut faults)),
+            log: LogSettings {
+                level: log_level.unwrap_or_else(|| "info".to_owned()),
+                json: json_output.unwrap_or(false),
+                color: std::io::IsTerminal::is_terminal(&std::io::stderr()),
+            },
+            max_best_of: faults.positive("max_best_of", max_best_of, 2).get(),
+            max_stop_sequences: max_stop_sequences.unwrap_or(4),
+            max_top_n_tokens: max_top_n_tokens.unwrap_or(5),
+            max_client_batch_size: faults
+                .positive("max_client_batch_size", max_client_batch_size, 4)
+                .get(),
+            payload_limit_bytes: faults
+                .positive("payload_limit", payload_limit, 2_000_000)
+                .get(),
+            api_key: api_key.and_then(|key| ApiKey::new(key).map_err(|e| faults.add(e)).ok()),
+            cors_allow_origin: origins(cors_allow_origin.unwrap_or_default(), &mut faults),
+            keep_alive: faults.seconds("keep_alive_seconds", keep_alive_seconds, 15),
+            compute_type: header(compute_type, &mut faults),
+            max_concurrent_requests,
+            max_input_tokens: max_input_tokens.or(max_input_length),
+            max_total_tokens,
+            max_batch_prefill_tokens: faults.positive(
+                "max_batch_prefill_tokens",
+                max_batch_prefill_tokens,
+                DEFAULT_STEP_TOKENS,
+            ),
+            max_batch_total_tokens,
+            max_batch_size: max_batch_size.map(|n| faults.positive("max_batch_size", Some(n), 1)),
+            validation_workers: faults
+                .positive("validation_workers", validation_workers, 2)
+                .get(),
+            prompt_logprobs: enable_prefill_logprobs.unwrap_or(false),
+            max_request_duration: faults.seconds("max_request_seconds", max_request_seconds, 600),
+            memory_bytes: machine.available_memory_bytes,
+            warnings,
+        };
+        if let Some(mode) = numerics
+            && mode != "invariant"
+        {
+            faults.add(format!("numerics `{mode}` is not served; invariant is"));
+        }
+        faults.or(settings)
+    }
+
+    /// Fits limits to a model and this machine's memory.
+    ///
+    /// Without `max_batch_total_tokens` the KV cache takes at most half of the memory that is left beside
+    /// the weights, and no more than all permitted requests at full length could use.
+    /// Errors: limits that contradict each other or do not fit.
+    pub fn capacity(&self, model: &ModelFacts) -> Result<Capacity, ConfigError> {
+        let mut faults = Faults(Vec::new());
+        let context = model.max_positions;
+        let fitting = self.memory_bytes.saturating_sub(model.weight_bytes)
+            / 2
+            / model.kv_bytes_per_token.max(1);
+        let usable = self
+            .max_concurrent_requests
+            .get()
+            .saturating_mul(self.max_total_tokens.unwrap_or(context));
+        let cache_tokens = self
+            .max_batch_total_tokens
+            .unwrap_or(fitting.min(usable).max(BLOCK_TOKENS));
+        let num_blocks = cache_tokens / BLOCK_TOKENS;
+        let holds = num_blocks * BLOCK_TOKENS;
+        let max_total_tokens = self.max_total_tokens.unwrap_or(context.min(holds));
+        let max_input_tokens = self
+            .max_input_tokens
+            .unwrap_or(max_total_tokens.saturating_sub(1));
+        if max_total_tokens > context {
+            faults.add(format!(
+                "`max_total_tokens` ({max_total_tokens}) must be <= the model's context ({context})"
+            ));
+        }
+        if max_total_tokens > holds {
+            faults.add(format!("`max_total_tokens` ({max_total_tokens}) must be <= `max_batch_total_tokens` ({holds}, whole blocks of {BLOCK_TOKENS})"));
+        }
+        if max_input_tokens == 0 || max_input_tokens >= max_total_tokens {
+            faults.add(format!("`max_input_tokens` ({max_input_tokens}) must be > 0 and < `max_total_tokens` ({max_total_tokens})"));
+        }
+        let max_running = self.max_batch_size.unwrap_or(self.max_concurrent_requests);
+        faults.or(Capacity {
+            engine: engine::Config {
+                max_batched_tokens: self.max_batch_prefill_tokens,
+                max_running: max_running.min(self.max_batch_prefill_tokens),
+                max_queued: self.max_concurrent_requests,
+                num_blocks,
+            },
+            dispatch: dispatch::Config {
+                max_concurrent_requests: self.max_concurrent_requests.get(),
+                max_input_tokens,
+                max_total_tokens,
+                validation_workers: self.validation_workers,
+                prompt_logprobs: self.prompt_logprobs,
+                max_request_duration: self.max_request_duration,
+            },
+        })
+    }
+}
+
+/// What is wrong so far.
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, fault: impl Into<String>) {
+        self.0.push(fault.into());
+    }
+
+    fn positive(&mut self, name: &str, value: Option<usize>, default: usize) -> NonZeroUsize {
+        NonZeroUsize::new(value.unwrap_or(default)).unwrap_or_else(|| {
+            self.add(format!("`{name}` must be > 0"));
+            NonZeroUsize::MIN
+        })
+    }
+
+    fn seconds(&mut self, name: &str, value: Option<u64>, default: u64) -> Duration {
+        if value == Some(0) {
+            self.add(format!("`{name}` must be > 0"));
+        }
+        // A year is as good as for ever, and keeps instants computable.
+        Duration::from_secs(value.unwrap_or(default).min(366 * 24 * 3600))
+    }
+
+    fn or<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(ConfigError(self.0))
+        }
+    }
+}
+
+/// Refuses settings of TGI that ask for what is not there, and returns warnings for those without effect.
+fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
+    let TgiOnly {
+        sharded,
+        num_shard,
+        quantize,
+        lora_adapters,
+        revision,
+        speculate,
+        trust_remote_code,
+        waiting_served_ratio,
+        max_waiting_tokens,
+        prometheus_port,
+        disable_grammar_support,
+        usage_stats,
+        cuda_graphs,
+        cuda_memory_fraction,
+        disable_custom_kernels,
+    } = tgi_only;
+    if sharded == &Some(true) || num_shard.is_some_and(|n| n != 1) {
+        faults.add("a model runs on one device here: leave `sharded` and `num_shard` out");
+    }
+    if let Some(scheme) = quantize {
+        faults.add(format!("`quantize` asks for `{scheme}`; weights are served as stored: give a quantised GGUF file as model_id"));
+    }
+    if lora_adapters
+        .as_deref()
+        .is_some_and(|list| !list.is_empty())
+    {
+        faults.add("`lora_adapters` is not served: leave it out");
+    }
+    if revision.is_some() {
+        faults.add("`revision` has no meaning for a local model: leave it out");
+    }
+    let without_effect = [
+        ("speculate", speculate.is_some_and(|n| n > 0)),
+        ("trust_remote_code", trust_remote_code == &Some(true)),
+        ("waiting_served_ratio", waiting_served_ratio.is_some()),
+        ("max_waiting_tokens", max_waiting_tokens.is_some()),
+        ("prometheus_port", prometheus_port.is_some()),
+        ("disable_grammar_support", disable_grammar_support.is_some()),
+        ("usage_stats", usage_stats.is_some()),
+        ("cuda_graphs", cuda_graphs.is_some()),
+        ("cuda_memory_fraction", cuda_memory_fraction.is_some()),
+        ("disable_custom_kernels", disable_custom_kernels.is_some()),
+    ];
+    let given = without_effect.iter().filter(|(_, given)| *given);
+    given
+        .map(|(name, _)| format!("`{name}` has no effect on this server"))
+        .collect()
+}
+
+fn float_type(name: &str, faults: &mut Faults) -> Option<FloatType> {
+    match name {
+        "float32" => Some(FloatType::Float32),
+        "float16" => Some(FloatType::Float16),
+        "bfloat16" => Some(FloatType::Bfloat16),
+        other => {
+            faults.add(format!(
+                "dtype `{other}` is unknown; float32, float16 and bfloat16 are"
+            ));
+            None
+        }
+    }
+}
+
+fn tier(name: &str, faults: &mut Faults) -> Option<Tier> {
+    name.parse()
+        .map_err(|e: crate::model::KernelError| faults.add(e.to_string()))
+        .ok()
+}
+
+fn origins(names: Vec<String>, faults: &mut Faults) -> Vec<HeaderValue> {
+    let any = names.iter().any(|name| name == "*");
+    let mut values = Vec::new();
+    for name in names {
+        match HeaderValue::from_str(&name) {
+            Ok(value) => values.push(value),
+            Err(_) => faults.add(format!("cors_allow_origin `{name}` is not an origin")),
+        }
+    }
+    if any { Vec::new() } else { values }
+}
+
+fn header(value: Option<String>, faults: &mut Faults) -> HeaderValue {
+    let value = value.unwrap_or_else(|| "cpu".to_owned());
+    HeaderValue::from_str(&value).unwrap_or_else(|_| {
+        faults.add(format!("compute_type `{value}` cannot stand in a header"));
+        HeaderValue::from_static("cpu")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACHINE: Machine = Machine {
+        cpus: NonZeroUsize::new(4).expect("not zero"),
+        available_memory_bytes: 1 << 30,
+    };
+    const MODEL: ModelFacts = ModelFacts {
+        max_positions: 2048,
+        kv_bytes_per_token: 1024,
+        weight_bytes: 1 << 20,
+    };
+
+    fn settings(raw: RawConfig) -> Result<Settings, ConfigError> {
+        Settings::resolve(raw, &MACHINE)
+    }
+
+    #[test]
+    fn defaults_are_safe_and_fit_the_model() {
+        let settings = settings(RawConfig::default()).expect("sound defaults");
+        assert_eq!(settings.address.to_string(), "127.0.0.1:3000");
+        let capacity = settings.capacity(&MODEL).expect("a small model fits");
+        assert_eq!(capacity.dispatch.max_total_tokens, 2048);
+        assert_eq!(capacity.dispatch.max_input_tokens, 2047);
+        // 128 requests of 2048 tokens fit half of the memory left.
+        assert_eq!(capacity.engine.num_blocks, 128 * 2048 / BLOCK_TOKENS);
+    }
+
+    #[test]
+    fn memory_bounds_the_cache_and_with_it_the_context() {
+        let settings = settings(RawConfig::default()).expect("sound defaults");
+        let large = ModelFacts {
+            kv_bytes_per_token: 1 << 20,
+            ..MODEL
+        };
+        let capacity = settings.capacity(&large).expect("a shorter context fits");
+        assert_eq!(
+            capacity.dispatch.max_total_tokens,
+            511 / BLOCK_TOKENS * BLOCK_TOKENS
+        );
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let raw = RawConfig {
+            max_best_of: Some(0),
+            dtype: Some("int3".into()),
+            cpu_tier: Some("mmx".into()),
+            api_key: Some("a b".into()),
+            tgi_only: TgiOnly {
+                num_shard: Some(2),
+                ..TgiOnly::default()
+            },
+            ..RawConfig::default()
+        };
+        assert_eq!(settings(raw).expect_err("five faults").0.len(), 5);
+    }
+
+    #[test]
+    fn contradicting_limits_are_refused() {
+        let raw = RawConfig {
+            max_total_tokens: Some(100),
+            max_input_tokens: Some(100),
+            max_batch_total_tokens: Some(90),
+            ..RawConfig::default()
+        };
+        let faults = settings(raw)
+            .expect("sound alone")
+            .capacity(&MODEL)
+            .expect_err("two faults");
+        assert_eq!(faults.0.len(), 2, "{faults}");
+    }
+
+    #[test]
+    fn a_host_name_is_ignored_with_a_warning() {
+        let raw = RawConfig {
+            hostname: Some("a1b2c3".into()),
+            ..RawConfig::default()
+        };
+        let settings = settings(raw).expect("a container's name");
+        assert!(settings.address.ip().is_loopback() && settings.warnings.len() == 1);
+    }
+}

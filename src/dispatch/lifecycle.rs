@@ -1,0 +1,377 @@
+//! The life of one request, top to bottom: tokens in, the engine's answer, text out, one account of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::stream;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tracing::Instrument;
+
+use super::admission::Permit;
+use super::{Config, Inner};
+use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
+use crate::generation::{
+    Error, ErrorKind, Event, EventStream, Finish, FinishReason, PromptToken, Request, RequestId,
+    Started, Timings, TokenEvent, TokenId, TokenInfo,
+};
+use crate::telemetry::{Failure, Metrics};
+use crate::text::{Detokenizer, Encoding, StopMatcher, StopOutcome};
+
+/// Prompt tokens that give the first generated token its context when it becomes text.
+const DETOKENIZER_CONTEXT: usize = 5;
+
+/// Texts up to this many bytes are tokenized where they are; longer ones take more than 100 µs and leave
+/// the async threads.
+const INLINE_TEXT_BYTES: usize = 128;
+
+/// Turns text into tokens, in place when it is short, else on a thread that may block.
+pub(super) async fn encode(
+    inner: &Inner,
+    text: String,
+    add_special: bool,
+) -> Result<Encoding, Error> {
+    let failed = |e: crate::text::TextError| Error::invalid(format!("tokenizer error {e}"));
+    if text.len() <= INLINE_TEXT_BYTES {
+        return inner.tokenizer.encode(&text, add_special).map_err(failed);
+    }
+    let _turn = inner.tokenizing.acquire().await;
+    let tokenizer = inner.tokenizer.clone();
+    let task = tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special));
+    task.await
+        .map_err(|_| Error::generation("the tokenizer panicked"))?
+        .map_err(failed)
+}
+
+/// Starts one sequence: prompt to tokens, lengths checked, handed to the engine.
+pub(super) async fn start(
+    inner: &Arc<Inner>,
+    request: Request,
+    permit: Permit,
+) -> Result<EventStream, Error> {
+    let id = inner.next_id();
+    let span = tracing::debug_span!("request", %id);
+    let prepared = prepare(inner, &request);
+    let prepared = match request.deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), prepared.instrument(span))
+            .await
+            .map_err(|_| Error::deadline_exceeded())?,
+        None => prepared.instrument(span).await,
+    };
+    let (prompt, max_new_tokens) = prepared?;
+    let queued_at = Instant::now();
+    inner
+        .metrics
+        .request_input_length
+        .observe(prompt.len() as f64);
+    inner
+        .metrics
+        .request_max_new_tokens
+        .observe(max_new_tokens as f64);
+    let context = prompt.len().saturating_sub(DETOKENIZER_CONTEXT);
+    let detokenizer = Detokenizer::new(inner.tokenizer.clone(), &prompt[context..]);
+    let prompt_tokens = if request.prompt_logprobs {
+        prompt.clone()
+    } else {
+        Vec::new()
+    };
+    let input_tokens = prompt.len() as u32;
+    let output = inner.engine.submit(|output| Job {
+        prompt,
+        max_new_tokens,
+        eos: Arc::clone(&inner.eos),
+        sampling: request.sampling.clone(),
+        top_n: request.top_n_tokens,
+        prompt_logprobs: request.prompt_logprobs,
+        tenant: request.tenant.clone(),
+        output,
+    });
+    let output = output.map_err(|e| match e {
+        SubmitError::Full => Error::overloaded(inner.pace.expected_wait()),
+        SubmitError::Stopped => Error::generation(format!("Server error: {e}")),
+    })?;
+    let answer = Answer {
+        id,
+        inner: Arc::clone(inner),
+        output,
+        detokenizer,
+        stop: StopMatcher::new(&request.stop),
+        stop_cut: None,
+        prompt_tokens,
+        input_tokens,
+        generated_tokens: 0,
+        seed: request.sampling.seed,
+        accepted_at: request.accepted_at,
+        queued_at,
+        started_at: queued_at,
+        deadline: request.deadline,
+        ended: false,
+        _permit: permit,
+    };
+    Ok(EventStream::new(stream::unfold(
+        answer,
+        |mut answer| async move {
+            let event = answer.next().await?;
+            Some((event, answer))
+        },
+    )))
+}
+
+/// The prompt's tokens and how many may follow, after the checks that need the tokenizer.
+async fn prepare(inner: &Inner, request: &Request) -> Result<(Vec<TokenId>, usize), Error> {
+    let Config {
+        max_input_tokens,
+        max_total_tokens,
+        ..
+    } = inner.config;
+    let encoding = encode(inner, request.prompt.clone(), request.add_special_tokens).await?;
+    let mut prompt = encoding.ids;
+    if let Some(keep) = request.truncate
+        && prompt.len() > keep.get()
+    {
+        prompt.drain(..prompt.len() - keep.get());
+    }
+    let input = prompt.len();
+    let left = max_total_tokens.saturating_sub(input);
+    let wanted = request.max_new_tokens.map_or(left, |n| n.get() as usize);
+    // TGI checks the first 1,024 tokens asked for, not all of them; more than fits is cut, not refused.
+    let checked = wanted.min(1024);
+    if input + checked > max_total_tokens {
+        return Err(Error::invalid(format!(
+            "`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. Given: {input} `inputs` tokens and {checked} `max_new_tokens`"
+        )));
+    }
+    if input > max_input_tokens {
+        return Err(Error::invalid(format!(
+            "`inputs` must have less than {max_input_tokens} tokens. Given: {input}"
+        )));
+    }
+    if request.grammar.is_some() {
+        return Err(Error::invalid("grammar is not supported"));
+    }
+    if input == 0 {
+        return Err(Error::invalid("`inputs` cannot be empty"));
+    }
+    if left == 0 {
+        return Err(Error::invalid(format!(
+            "`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. Given: {input} `inputs` tokens and 1 `max_new_tokens`"
+        )));
+    }
+    Ok((prompt, wanted.min(left)))
+}
+
+/// One answer in the making. Dropping it closes the engine's channel, which cancels the work.
+struct Answer {
+    id: RequestId,
+    inner: Arc<Inner>,
+    output: UnboundedReceiver<Output>,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    /// Bytes of generated text to keep once a stop string has appeared.
+    stop_cut: Option<usize>,
+    prompt_tokens: Vec<TokenId>,
+    input_tokens: u32,
+    generated_tokens: u32,
+    seed: Option<u64>,
+    accepted_at: Instant,
+    queued_at: Instant,
+    started_at: Instant,
+    deadline: Option<Instant>,
+    ended: bool,
+    _permit: Permit,
+}
+
+impl Answer {
+    async fn next(&mut self) -> Option<Result<Event, Error>> {
+        if self.ended {
+            return None;
+        }
+        let output = match self.deadline {
+            Some(deadline) => {
+                match tokio::time::timeout_at(deadline.into(), self.output.recv()).await {
+                    Ok(output) => output,
+                    Err(_) => return Some(Err(self.fail(Error::deadline_exceeded()))),
+                }
+            }
+            None => self.output.recv().await,
+        };
+        Some(match output {
+            Some(Output::Started {
+                at,
+                prompt_logprobs,
+            }) => {
+                self.started_at = at;
+                self.started(&prompt_logprobs)
+                    .map(Event::Started)
+                    .map_err(|e| self.fail(e))
+            }
+            Some(Output::Token { sampled, ended }) => self
+                .token(sampled, ended)
+                .map(Event::Token)
+                .map_err(|e| self.fail(e)),
+            Some(Output::Failed(problem)) => {
+                Err(self.fail(Error::generation(format!("Server error: {problem}"))))
+            }
+            None => Err(self.fail(Error::incomplete())),
+        })
+    }
+
+    fn fail(&mut self, error: Error) -> Error {
+        self.ended = true;
+        self.output.close();
+        count_error(&self.inner.metrics, &error);
+        tracing::debug!(id = %self.id, %error, "request failed");
+        error
+    }
+
+    fn started(&self, logprobs: &[f32]) -> Result<Started, Error> {
+        let mut prompt = Vec::with_capacity(self.prompt_tokens.len());
+        for (i, &id) in self.prompt_tokens.iter().enumerate() {
+            let logprob = i.checked_sub(1).and_then(|i| logprobs.get(i)).copied();
+            prompt.push(PromptToken {
+                id,
+                text: self.text_of(id)?,
+                logprob,
+            });
+        }
+        Ok(Started {
+            input_tokens: self.input_tokens,
+            prompt,
+        })
+    }
+
+    fn token(&mut self, sampled: Sampled, ended: Option<Ended>) -> Result<TokenEvent, Error> {
+        let Sampled {
+            token: id,
+            logprob,
+            top,
+        } = sampled;
+        self.generated_tokens += 1;
+        let special = self.inner.tokenizer.is_special(id);
+        let before = self.detokenizer.generated_text().len();
+        let emission = self.detokenizer.push(id).map_err(decode_error)?;
+        let mut reason = ended.map(|ended| match ended {
+            Ended::Length => FinishReason::Length,
+            Ended::Eos => FinishReason::EosToken,
+        });
+        let stop = self.stop.push(emission.generated());
+        let mut text = emission.text;
+        match (reason, stop) {
+            (None, StopOutcome::Matched { keep_bytes, .. }) => {
+                text.truncate(keep_bytes);
+                self.stop_cut = Some(before + keep_bytes);
+                reason = Some(FinishReason::StopSequence);
+            }
+            (None, StopOutcome::None) => {}
+            (Some(_), _) => text.push_str(&self.detokenizer.finish()),
+        }
+        let mut top_tokens = Vec::with_capacity(top.len());
+        for (id, logprob) in top {
+            let special = self.inner.tokenizer.is_special(id);
+            top_tokens.push(TokenInfo {
+                id,
+                text: self.text_of(id)?,
+                logprob,
+                special,
+            });
+        }
+        let token = TokenInfo {
+            id,
+            text,
+            logprob,
+            special,
+        };
+        let finish = reason.map(|reason| self.finish(reason));
+        Ok(TokenEvent {
+            token,
+            top_tokens,
+            finish,
+        })
+    }
+
+    fn finish(&mut self, reason: FinishReason) -> Finish {
+        self.ended = true;
+        self.output.close();
+        let now = Instant::now();
+        let timings = Timings {
+            validation: self.queued_at - self.accepted_at,
+            queue: self.started_at.saturating_duration_since(self.queued_at),
+            inference: now.saturating_duration_since(self.started_at),
+            total: now - self.accepted_at,
+        };
+        let mut generated_text = self.detokenizer.generated_text().to_owned();
+        if let Some(cut) = self.stop_cut {
+            generated_text.truncate(cut);
+        }
+        observe_success(&self.inner.metrics, &timings, self.generated_tokens);
+        self.inner.pace.record(timings.total);
+        tracing::info!(
+            id = %self.id,
+            input_tokens = self.input_tokens,
+            generated_tokens = self.generated_tokens,
+            finish_reason = ?reason,
+            queue_ms = timings.queue.as_secs_f64() * 1e3,
+            total_ms = timings.total.as_secs_f64() * 1e3,
+            "request finished"
+        );
+        Finish {
+            reason,
+            generated_text,
+            generated_tokens: self.generated_tokens,
+            seed: self.seed,
+            timings,
+        }
+    }
+
+    fn text_of(&self, id: TokenId) -> Result<String, Error> {
+        self.inner.tokenizer.token_text(id).map_err(decode_error)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.inner.metrics.count_failure(Failure::Dropped);
+            tracing::debug!(id = %self.id, "the caller left");
+        }
+    }
+}
+
+fn decode_error(error: crate::text::TextError) -> Error {
+    Error::generation(format!("Server error: {error}"))
+}
+
+fn observe_success(metrics: &Metrics, timings: &Timings, generated_tokens: u32) {
+    let per_token = timings.inference / generated_tokens.max(1);
+    metrics.request_success.inc();
+    metrics.request_duration.observe(seconds(timings.total));
+    metrics
+        .request_validation_duration
+        .observe(seconds(timings.validation));
+    metrics
+        .request_queue_duration
+        .observe(seconds(timings.queue));
+    metrics
+        .request_inference_duration
+        .observe(seconds(timings.inference));
+    metrics
+        .request_mean_time_per_token_duration
+        .observe(seconds(per_token));
+    metrics
+        .request_generated_tokens
+        .observe(f64::from(generated_tokens));
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+/// Counts a failure under its label.
+pub(super) fn count_error(metrics: &Metrics, error: &Error) {
+    metrics.count_failure(match error.kind {
+        ErrorKind::Invalid => Failure::Validation,
+        ErrorKind::Overloaded { .. } => Failure::Overloaded,
+        ErrorKind::Generation | ErrorKind::Unhealthy => Failure::Generation,
+        ErrorKind::Incomplete => Failure::Incomplete,
+        ErrorKind::DeadlineExceeded => Failure::Timeout,
+    });
+}

@@ -1,0 +1,184 @@
+//! Where a request is admitted, checked against the model, and carried out.
+//!
+//! The door calls this floor and nothing below it. A request takes a permit first, so that a full server
+//! refuses before it does any work; then its text becomes tokens; then the engine answers, and the tokens
+//! become text again on their way out. Every answer leaves as one [`EventStream`].
+
+mod admission;
+mod lifecycle;
+
+pub use admission::Permit;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use crate::engine::Engine;
+use crate::generation::{Error, Event, EventStream, Request, RequestId, Sampling, Tenant, TokenId};
+use crate::telemetry::{Failure, Metrics};
+use crate::text::{Encoding, Tokenizer};
+use futures::StreamExt;
+
+/// The hall's bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Sequences served at once; one permit each.
+    pub max_concurrent_requests: usize,
+    /// Longest prompt in tokens.
+    pub max_input_tokens: usize,
+    /// Longest prompt and answer together in tokens.
+    pub max_total_tokens: usize,
+    /// Texts tokenized at once.
+    pub validation_workers: usize,
+    /// Whether callers may ask for the prompt's log-probabilities.
+    pub prompt_logprobs: bool,
+    /// Longest life of a request.
+    pub max_request_duration: Duration,
+}
+
+/// Admits requests and carries them out. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Dispatcher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    eos: Arc<[TokenId]>,
+    metrics: Arc<Metrics>,
+    permits: Arc<Semaphore>,
+    tokenizing: Semaphore,
+    pace: admission::Pace,
+    next_id: std::sync::atomic::AtomicU64,
+}
+
+impl Dispatcher {
+    /// Builds the hall over a running engine.
+    pub fn new(
+        config: Config,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        eos: Arc<[TokenId]>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
+        let tokenizing = Semaphore::new(config.validation_workers);
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                engine,
+                tokenizer,
+                eos,
+                metrics,
+                permits,
+                tokenizing,
+                pace: admission::Pace::default(),
+                next_id: std::sync::atomic::AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// The bounds in force.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// All metrics, written out.
+    pub fn metrics(&self) -> String {
+        self.inner.metrics.render()
+    }
+
+    /// Takes permits for `count` sequences at once, without waiting.
+    ///
+    /// Errors: overloaded, with the time after which a permit is likely free.
+    pub fn admit(&self, count: usize) -> Result<Permit, Error> {
+        self.inner.metrics.request_count.inc();
+        admission::admit(&self.inner.permits, count).ok_or_else(|| {
+            self.inner.metrics.count_failure(Failure::Overloaded);
+            Error::overloaded(self.inner.pace.expected_wait())
+        })
+    }
+
+    /// Counts a request that was refused for what it asked.
+    pub fn count_invalid(&self) {
+        self.inner.metrics.count_failure(Failure::Validation);
+    }
+
+    /// The instant after which a request taken now is given up; `asked` may only shorten it.
+    pub fn deadline(&self, accepted_at: Instant, asked: Option<Duration>) -> Instant {
+        let longest = self.inner.config.max_request_duration;
+        accepted_at + asked.map_or(longest, |asked| asked.min(longest))
+    }
+
+    /// Starts one sequence for a request.
+    ///
+    /// Returns when its prompt is tokenized and the engine has it; events follow in the stream, which holds
+    /// the permit until it is dropped.
+    /// Errors: invalid (too long, not served), overloaded, deadline exceeded.
+    pub async fn generate(&self, request: Request, permit: Permit) -> Result<EventStream, Error> {
+        let result = lifecycle::start(&self.inner, request, permit).await;
+        if let Err(error) = &result {
+            lifecycle::count_error(&self.inner.metrics, error);
+        }
+        result
+    }
+
+    /// Turns text into tokens with their byte ranges; takes no permit.
+    pub async fn tokenize(&self, text: String, add_special: bool) -> Result<Encoding, Error> {
+        lifecycle::encode(&self.inner, text, add_special).await
+    }
+
+    /// Whether the server can answer: a look at the engine's thread, and after a failed step a real token.
+    ///
+    /// Errors: unhealthy.
+    pub async fn health(&self) -> Result<(), Error> {
+        let load = self.inner.engine.load();
+        if load.stopped {
+            return Err(Error::unhealthy());
+        }
+        if !load.last_step_failed {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let probe = Request {
+            prompt: "liveness".to_owned(),
+            add_special_tokens: true,
+            truncate: None,
+            max_new_tokens: std::num::NonZeroU32::new(1),
+            stop: Vec::new(),
+            sampling: Sampling::GREEDY,
+            grammar: None,
+            top_n_tokens: 0,
+            prompt_logprobs: false,
+            tenant: Tenant::anonymous(),
+            accepted_at: now,
+            deadline: Some(now + HEALTH_PROBE_TIME),
+        };
+        let stream = lifecycle::start(&self.inner, probe, Permit::none()).await;
+        let mut stream = stream.map_err(|_| Error::unhealthy())?;
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(Event::Token(_)) => return Ok(()),
+                Ok(Event::Started(_)) => {}
+                Err(_) => break,
+            }
+        }
+        Err(Error::unhealthy())
+    }
+}
+
+/// How long the health probe's token may take.
+const HEALTH_PROBE_TIME: Duration = Duration::from_secs(10);
+
+impl Inner {
+    fn next_id(&self) -> RequestId {
+        RequestId(
+            self.next_id
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+        )
+    }
+}

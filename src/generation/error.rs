@@ -1,0 +1,86 @@
+//! The one error that crosses floors: what went wrong, in words for the caller.
+//!
+//! Each floor has its own error enum and maps it to this by hand at its border. The kind decides the
+//! status (chosen in `api/error.rs` only); the message is already the text the caller reads.
+
+use std::time::Duration;
+
+/// Why a request failed, at the level a caller can act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong; repeating it cannot help.
+    Invalid,
+    /// Every place that could serve is full; worth another try after the given time.
+    Overloaded {
+        /// How long the caller should wait before the next try.
+        retry_after: Duration,
+    },
+    /// The engine failed while working on the request.
+    Generation,
+    /// The request's deadline passed.
+    DeadlineExceeded,
+    /// The answer ended before its last token.
+    Incomplete,
+    /// The health probe failed.
+    Unhealthy,
+}
+
+/// A failed request: a kind for machines, a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What sort of failure this is.
+    pub kind: ErrorKind,
+    /// The failure in words, without the prefix a wire format adds.
+    pub message: String,
+}
+
+impl Error {
+    /// Builds a refusal of a wrong request; `message` says which field and which rule.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Invalid,
+            message: message.into(),
+        }
+    }
+
+    /// Builds a refusal for want of room.
+    pub fn overloaded(retry_after: Duration) -> Self {
+        Self {
+            kind: ErrorKind::Overloaded { retry_after },
+            message: "Model is overloaded".to_owned(),
+        }
+    }
+
+    /// Builds a failure of the engine; `message` says what failed.
+    pub fn generation(message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Generation,
+            message: message.into(),
+        }
+    }
+
+    /// Builds the failure of a request whose deadline passed.
+    pub fn deadline_exceeded() -> Self {
+        Self {
+            kind: ErrorKind::DeadlineExceeded,
+            message: "Request deadline exceeded".to_owned(),
+        }
+    }
+
+    /// Builds the failure of an answer that ended before its last token.
+    pub fn incomplete() -> Self {
+        Self {
+            kind: ErrorKind::Incomplete,
+            message: "Incomplete generation".to_owned(),
+        }
+    }
+
+    /// Builds the answer of a failed health probe.
+    pub fn unhealthy() -> Self {
+        Self {
+            kind: ErrorKind::Unhealthy,
+            message: "unhealthy".to_owned(),
+        }
+    }
+}

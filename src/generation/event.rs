@@ -1,0 +1,131 @@
+//! What an answer is made of: a start, tokens, and a finish carried by the last token.
+//!
+//! One stream type serves every route: a streaming route forwards its events, any other collects them.
+//! Dropping the stream is the only cancel signal there is.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::Stream;
+
+use super::{Error, TokenId};
+
+/// One generated token as a caller sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenInfo {
+    /// Index in the vocabulary.
+    pub id: TokenId,
+    /// Text this token adds; empty while a character is still incomplete.
+    pub text: String,
+    /// Natural logarithm of the token's probability after all processing.
+    pub logprob: f32,
+    /// Whether the tokenizer counts it among its special tokens.
+    pub special: bool,
+}
+
+/// One token of the prompt with its probability given what stood before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptToken {
+    /// Index in the vocabulary.
+    pub id: TokenId,
+    /// The token's own text.
+    pub text: String,
+    /// Natural logarithm of its probability; none for the first token, which nothing precedes.
+    pub logprob: Option<f32>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The allowed number of tokens was reached.
+    Length,
+    /// The model ended its answer itself.
+    EosToken,
+    /// A stop string appeared.
+    StopSequence,
+}
+
+/// Where a request's time went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// From acceptance to the engine's queue: validation and tokenization.
+    pub validation: Duration,
+    /// From the engine's queue to the first step.
+    pub queue: Duration,
+    /// From the first step to the last token.
+    pub inference: Duration,
+    /// From acceptance to the last token.
+    pub total: Duration,
+}
+
+/// The end of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finish {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// All generated text, special tokens left out.
+    pub generated_text: String,
+    /// Tokens generated, a final EOS included.
+    pub generated_tokens: u32,
+    /// The seed that drew the tokens; none when decoding was greedy.
+    pub seed: Option<u64>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// What is known once the prompt has been processed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Started {
+    /// Tokens of the prompt after truncation.
+    pub input_tokens: u32,
+    /// The prompt's tokens with their probabilities, when they were asked for.
+    pub prompt: Vec<PromptToken>,
+}
+
+/// One more token of the answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenEvent {
+    /// The token chosen.
+    pub token: TokenInfo,
+    /// The most probable tokens at this place, best first, as many as were asked for (more on ties).
+    pub top_tokens: Vec<TokenInfo>,
+    /// Present on the last token only.
+    pub finish: Option<Finish>,
+}
+
+/// One event of an answer, in the order they come.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// First, once.
+    Started(Started),
+    /// At least once; the last one carries the finish.
+    Token(TokenEvent),
+}
+
+/// An answer in the making: events until the finish, or an error that ends it.
+///
+/// Dropping it cancels the work behind it.
+pub struct EventStream(Pin<Box<dyn Stream<Item = Result<Event, Error>> + Send>>);
+
+impl EventStream {
+    /// Wraps any stream of events.
+    pub fn new(stream: impl Stream<Item = Result<Event, Error>> + Send + 'static) -> Self {
+        Self(Box::pin(stream))
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EventStream")
+    }
+}

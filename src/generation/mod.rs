@@ -1,0 +1,17 @@
+//! The vocabulary every floor shares: what a caller asks for, and what an answer is made of.
+//!
+//! It stands apart so that the door, the hall and both wings can speak without knowing each other:
+//! plain data, validated once, with no I/O and no tensors. Every answer, wherever it was made, is one
+//! [`EventStream`]. Nothing here knows a wire format, a status code or a tokenizer.
+
+mod error;
+mod event;
+mod ids;
+mod request;
+
+pub use error::{Error, ErrorKind};
+pub use event::{
+    Event, EventStream, Finish, FinishReason, PromptToken, Started, Timings, TokenEvent, TokenInfo,
+};
+pub use ids::{RequestId, TokenId};
+pub use request::{Grammar, InvalidSampling, Request, Sampling, Tenant};

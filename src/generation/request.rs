@@ -1,0 +1,181 @@
+//! What one caller asks for, in values that cannot be wrong.
+//!
+//! A [`Sampling`] is built through checks only, so the engine never meets a negative temperature. Rules
+//! that need the tokenizer or the server's limits are checked where those are known (`dispatch`).
+
+use std::fmt;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Whose request it is: separates prefix caches, and later budgets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tenant(pub Arc<str>);
+
+impl Tenant {
+    /// The tenant of a caller without a key.
+    pub fn anonymous() -> Self {
+        Self(Arc::from("anonymous"))
+    }
+}
+
+/// One request, validated as far as that is possible without a tokenizer.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Text to continue.
+    pub prompt: String,
+    /// Whether the tokenizer adds its own special tokens (BOS) around the prompt.
+    pub add_special_tokens: bool,
+    /// Keeps only the last so many tokens of the prompt.
+    pub truncate: Option<NonZeroUsize>,
+    /// Most tokens to generate; none means all that fits the context.
+    pub max_new_tokens: Option<NonZeroU32>,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// What shape the answer must have.
+    pub grammar: Option<Grammar>,
+    /// How many of the most probable tokens to report at each place.
+    pub top_n_tokens: usize,
+    /// Whether to report the probabilities of the prompt's own tokens.
+    pub prompt_logprobs: bool,
+    /// Whose request it is.
+    pub tenant: Tenant,
+    /// When the server took the request.
+    pub accepted_at: Instant,
+    /// When the caller stops caring.
+    pub deadline: Option<Instant>,
+}
+
+/// A shape the answer must have, as the caller wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Grammar {
+    /// A JSON Schema.
+    JsonSchema(String),
+    /// A regular expression for the whole answer.
+    Regex(String),
+}
+
+/// How a token is chosen from the model's scores.
+///
+/// Invariants: `temperature` and `repetition_penalty` are positive and finite; `frequency_penalty` lies in
+/// \[-2, 2\]; `top_p` and `typical_p`, when present, lie in (0, 1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Divides the scores; below 1 sharpens, above 1 flattens.
+    pub temperature: f32,
+    /// Scores of tokens seen in prompt or answer are divided by it (multiplied when negative).
+    pub repetition_penalty: f32,
+    /// Subtracted from the scores of seen tokens in proportion to their share of the text.
+    pub frequency_penalty: f32,
+    /// Keeps the so many best tokens.
+    pub top_k: Option<NonZeroU32>,
+    /// Keeps the smallest set of best tokens with this probability.
+    pub top_p: Option<f32>,
+    /// Keeps the tokens nearest to the expected information, with this probability in all.
+    pub typical_p: Option<f32>,
+    /// The seed that draws tokens; none means greedy decoding.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self::GREEDY
+    }
+}
+
+impl Sampling {
+    /// Always the most probable token, nothing changed before.
+    pub const GREEDY: Self = Self {
+        temperature: 1.0,
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        top_k: None,
+        top_p: None,
+        typical_p: None,
+        seed: None,
+    };
+
+    /// Checks every bound and returns the value itself.
+    ///
+    /// Errors: the first bound broken, in TGI's order of checks.
+    pub fn checked(self) -> Result<Self, InvalidSampling> {
+        let positive = |x: f32| x > 0.0 && x.is_finite();
+        let open_unit = |x: Option<f32>| x.is_none_or(|p| p > 0.0 && p < 1.0);
+        if !positive(self.temperature) {
+            Err(InvalidSampling::Temperature)
+        } else if !positive(self.repetition_penalty) {
+            Err(InvalidSampling::RepetitionPenalty)
+        } else if !(-2.0..=2.0).contains(&self.frequency_penalty) {
+            Err(InvalidSampling::FrequencyPenalty)
+        } else if !open_unit(self.top_p) {
+            Err(InvalidSampling::TopP)
+        } else if !open_unit(self.typical_p) {
+            Err(InvalidSampling::TypicalP)
+        } else {
+            Ok(self)
+        }
+    }
+}
+
+/// The bound a sampling parameter breaks; its text is TGI's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InvalidSampling {
+    /// Not positive.
+    Temperature,
+    /// Not positive.
+    RepetitionPenalty,
+    /// Outside \[-2, 2\].
+    FrequencyPenalty,
+    /// Outside (0, 1).
+    TopP,
+    /// Outside (0, 1).
+    TypicalP,
+}
+
+impl fmt::Display for InvalidSampling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Temperature => "`temperature` must be strictly positive",
+            Self::RepetitionPenalty => "`repetition_penalty` must be strictly positive",
+            Self::FrequencyPenalty => "`frequency_penalty` must be >= -2.0 and <= 2.0",
+            Self::TopP => "`top_p` must be > 0.0 and < 1.0",
+            Self::TypicalP => "`typical_p` must be > 0.0 and < 1.0",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_checked_in_tgi_order() {
+        let broken = Sampling {
+            temperature: 0.0,
+            top_p: Some(1.0),
+            ..Sampling::GREEDY
+        };
+        assert_eq!(broken.checked(), Err(InvalidSampling::Temperature));
+        let broken = Sampling {
+            top_p: Some(1.0),
+            typical_p: Some(0.0),
+            ..Sampling::GREEDY
+        };
+        assert_eq!(broken.checked(), Err(InvalidSampling::TopP));
+        let nan = Sampling {
+            temperature: f32::NAN,
+            ..Sampling::GREEDY
+        };
+        assert_eq!(nan.checked(), Err(InvalidSampling::Temperature));
+        assert!(
+            Sampling {
+                top_p: Some(0.99),
+                ..Sampling::GREEDY
+            }
+            .checked()
+            .is_ok()
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! What a model's files say, before any of it runs.
+//!
+//! A checkpoint is opened from a folder, a GGUF file, bytes in the binary, or a named shape; it holds the
+//! spec, the weights where they lie, and the raw material of the tokenizer. It interprets no text.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::gguf::Metadata;
+use super::names::{Part, TensorNames};
+use super::spec::ModelSpec;
+use super::weights::Weights;
+use super::{Format, ModelError, shapes};
+use crate::generation::TokenId;
+
+/// The float type weights are held in, as `--dtype` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloatType {
+    /// 32 bits.
+    Float32,
+    /// IEEE half precision.
+    Float16,
+    /// The upper half of a float32.
+    Bfloat16,
+}
+
+/// Where a checkpoint's tokenizer comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TokenizerSource {
+    /// `tokenizer.json`, and `tokenizer_config.json` where there is one.
+    Json {
+        /// The bytes of `tokenizer.json`.
+        tokenizer: Vec<u8>,
+        /// The parsed `tokenizer_config.json`, or null.
+        config: Json,
+    },
+    /// The metadata of a GGUF file.
+    Gguf(Metadata),
+    /// A shape without text: no tokenizer at all.
+    None,
+}
+
+/// A model as its files describe it.
+#[derive(Debug)]
+pub struct Checkpoint {
+    label: String,
+    spec: ModelSpec,
+    weights: Weights,
+    names: TensorNames,
+    tokenizer: TokenizerSource,
+    eos: Vec<TokenId>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with `config.json` and safetensors, or a GGUF file.
+    ///
+    /// Errors: one sentence naming the file and what is missing or wrong in it.
+    pub fn open(path: &Path, dtype: Option<FloatType>) -> Result<Self, ModelError> {
+        let kind = std::fs::metadata(path).map_err(|source| ModelError::Io {
+            path: path.display().to_string(),
+            source,
+        })?;
+        let mut checkpoint = if kind.is_dir() {
+            Self::open_folder(path)?
+        } else {
+            let (metadata, weights) = Weights::open_gguf(path)?;
+            Self::from_gguf(metadata, weights, path.display().to_string())?
+        };
+        if let Some(dtype) = dtype {
+            checkpoint.weights.convert_floats(match dtype {
+                FloatType::Float32 => Format::F32,
+                FloatType::Float16 => Format::F16,
+                FloatType::Bfloat16 => Format::Bf16,
+            });
+        }
+        Ok(checkpoint)
+    }
+
+    /// Opens a GGUF file that is part of the binary.
+    ///
+    /// Errors: as [`Checkpoint::open`].
+    pub fn embedded(bytes: &'static [u8], label: &str) -> Result<Self, ModelError> {
+        let (metadata, weights) = Weights::embedded_gguf(bytes, label)?;
+        Self::from_gguf(metadata, weights, label.to_owned())
+    }
+
+    /// Makes a model of a named real shape with random weights, for benchmarks.
+    ///
+    /// Errors: an unknown name, with the known ones.
+    pub fn random(shape: &str, format: Format) -> Result<Self, ModelError> {
+        let spec = shapes::spec(shape)?;
+        Ok(Self {
+            label: format!("shape:{shape}"),
+            weights: shapes::random_weights(&spec, format)?,
+            spec,
+            names: TensorNames::Hugging,
+            tokenizer: TokenizerSource::None,
+            eos: Vec::new(),
+        })
+    }
+
+    fn from_gguf(metadata: Metadata, weights: Weights, path: String) -> Result<Self, ModelError> {
+        let names = TensorNames::Gguf;
+        let malformed = |problem: String| ModelError::malformed(&path, problem);
+        let vocab = weights
+            .rows_of(&names.name(Part::Embedding))
+            .ok_or_else(|| malformed("tensor `token_embd.weight` is missing".to_owned()))?;
+        let tied = !weights.contains(&names.name(Part::Head));
+        let mut spec = ModelSpec::from_gguf(&metadata, vocab, tied).map_err(malformed)?;
+        spec.qkv_bias |= weights.contains(&names.name(Part::QueryBias(0)));
+        spec.output_bias = weights.contains(&names.name(Part::OutputBias(0)));
+        spec.mlp_bias = weights.contains(&names.name(Part::UpBias(0)));
+        let mut eos = Vec::new();
+        for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
+            if let Some(id) = metadata.u32(key).map_err(malformed)?
+                && !eos.contains(&TokenId(id))
+            {
+                eos.push(TokenId(id));
+            }
+        }
+        let tokenizer = TokenizerSource::Gguf(metadata);
+        Ok(Self {
+            label: path,
+            spec,
+            weights,
+            names,
+            tokenizer,
+            eos,
+        })
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self, ModelError> {
+        let config_path = folder.join("config.json");
+        let config = read_json(&config_path)?;
+        let spec = ModelSpec::from_config(&config)
+            .map_err(|problem| ModelError::malformed(config_path.display().to_string(), problem))?;
+        let weights = Weights::open_safetensors(folder, &weight_files(folder)?)?;
+        let names = TensorNames::Hugging;
+        let tokenizer_path = folder.join("tokenizer.json");
+        let tokenizer = read(&tokenizer_path)?;
+        let config_of = |name: &str| {
+            let path = folder.join(name);
+            if path.exists() {
+                read_json(&path)
+            } else {
+                Ok(Json::Null)
+            }
+        };
+        let tokenizer_config = config_of("tokenizer_config.json")?;
+        let generation = config_of("generation_config.json")?;
+        let eos = [&generation, &config]
+            .into_iter()
+            .map(|source| ids(source.get("eos_token_id")))
+            .find(|ids| !ids.is_empty())
+            .unwrap_or_default();
+        Ok(Self {
+            label: folder.display().to_string(),
+            spec,
+            weights,
+            names,
+            tokenizer: TokenizerSource::Json {
+                tokenizer,
+                config: tokenizer_config,
+            },
+            eos,
+        })
+    }
+
+    /// Where it came from, for messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The model's dimensions.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Raw material of the tokenizer.
+    pub fn tokenizer(&self) -> &TokenizerSource {
+        &self.tokenizer
+    }
+
+    /// Tokens by which the model ends its answer, as its files name them; may be empty.
+    pub fn eos(&self) -> &[TokenId] {
+        &self.eos
+    }
+
+    /// Bytes of all weights.
+    pub fn size_bytes(&self) -> usize {
+        self.weights.size_bytes()
+    }
+
+    /// The format most of the weights are in.
+    pub fn main_format(&self) -> Option<Format> {
+        self.weights.main_format()
+    }
+
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(super) fn names(&self) -> TensorNames {
+        self.names
+    }
+}
+
+/// The safetensors files of a folder: one, or those an index names.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let index_path = folder.join("model.safetensors.index.json");
+    if !index_path.exists() {
+        return Err(ModelError::malformed(
+            folder.display().to_string(),
+            "holds neither `model.safetensors` nor `model.safetensors.index.json`",
+        ));
+    }
+    let index = read_json(&index_path)?;
+    let malformed =
+        |problem: String| ModelError::malformed(index_path.display().to_string(), problem);
+    let map = index
+        .get("weight_map")
+        .and_then(Json::as_object)
+        .ok_or_else(|| malformed("`weight_map` is missing".to_owned()))?;
+    let mut names: Vec<&str> = Vec::new();
+    for (tensor, file) in map {
+        let name = file
+            .as_str()
+            .filter(|name| {
+                Path::new(name)
+                    .file_name()
+                    .is_some_and(|base| base == *name)
+            })
+            .ok_or_else(|| {
+                malformed(format!(
+                    "`weight_map` names no file of this folder for `{tensor}`"
+                ))
+            })?;
+        names.push(name);
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+    std::fs::read(path).map_err(|source| ModelError::Io {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+fn read_json(path: &Path) -> Result<Json, ModelError> {
+    serde_json::from_slice(&read(path)?)
+        .map_err(|e| ModelError::malformed(path.display().to_string(), format!("is not JSON: {e}")))
+}
+
+/// A token id or a list of them.
+fn ids(value: Option<&Json>) -> Vec<TokenId> {
+    let id = |v: &Json| {
+        v.as_u64()
+            .and_then(|id| u32::try_from(id).ok())
+            .map(TokenId)
+    };
+    match value {
+        Some(Json::Array(items)) => items.iter().filter_map(id).collect(),
+        Some(single) => id(single).into_iter().collect(),
+        None => Vec::new(),
+    }
+}

@@ -1,0 +1,363 @@
+//! Every metric there is: name, unit, help text, buckets.
+//!
+//! Names beginning with `tgi_` are TGI's, kept letter for letter (counters without `_total`) because
+//! dashboards match them; ours begin with `sconce_`. Labels are bounded sets, never caller input. TGI
+//! metrics of mechanisms that do not exist here (batch concatenation and filtering) are absent, as they
+//! are in TGI before their first use.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+
+/// Why a request failed, as the `err` label of `tgi_request_failure`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// No room.
+    Overloaded,
+    /// A parameter was wrong.
+    Validation,
+    /// The engine failed.
+    Generation,
+    /// The answer ended early.
+    Incomplete,
+    /// The caller left.
+    Dropped,
+    /// The deadline passed.
+    Timeout,
+}
+
+impl Failure {
+    const ALL: [Self; 6] = [
+        Self::Overloaded,
+        Self::Validation,
+        Self::Generation,
+        Self::Incomplete,
+        Self::Dropped,
+        Self::Timeout,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Overloaded => "overloaded",
+            Self::Validation => "validation",
+            Self::Generation => "generation",
+            Self::Incomplete => "incomplete",
+            Self::Dropped => "dropped",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// What a step did, as TGI's `method` label: a step with any prompt tokens counts as prefill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// The step computed prompt tokens.
+    Prefill,
+    /// The step only extended answers.
+    Decode,
+}
+
+impl Method {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// Upper ends of the histograms whose buckets follow the server's limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistogramRanges {
+    /// Most tokens of a prompt.
+    pub max_input_tokens: usize,
+    /// Most tokens of prompt and answer together.
+    pub max_total_tokens: usize,
+}
+
+/// All metrics of one server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    request_failure: IntCounterVec,
+    batch_inference_count: IntCounterVec,
+    batch_inference_success: IntCounterVec,
+    batch_inference_failure: IntCounterVec,
+    batch_inference_duration: HistogramVec,
+    batch_forward_duration: HistogramVec,
+    batch_decode_duration: HistogramVec,
+    /// Requests taken.
+    pub request_count: IntCounter,
+    /// Requests answered in full.
+    pub request_success: IntCounter,
+    /// Seconds from acceptance to the end.
+    pub request_duration: Histogram,
+    /// Seconds of validation and tokenization.
+    pub request_validation_duration: Histogram,
+    /// Seconds in the engine's queue.
+    pub request_queue_duration: Histogram,
+    /// Seconds from the first step to the end.
+    pub request_inference_duration: Histogram,
+    /// Seconds a generated token.
+    pub request_mean_time_per_token_duration: Histogram,
+    /// Tokens generated.
+    pub request_generated_tokens: Histogram,
+    /// Tokens allowed.
+    pub request_max_new_tokens: Histogram,
+    /// Tokens of the prompt.
+    pub request_input_length: Histogram,
+    /// Sequences waiting in the engine.
+    pub queue_size: IntGauge,
+    /// Sequences running.
+    pub batch_current_size: IntGauge,
+    /// Tokens the running sequences may grow to.
+    pub batch_current_max_tokens: IntGauge,
+    /// Sequences that join the batch together.
+    pub batch_next_size: Histogram,
+    /// Tokens the KV cache can hold.
+    pub batch_max_total_tokens: IntGauge,
+    /// Calls of the model, one a step.
+    pub forward_count: IntCounter,
+    /// Tokens whose keys and values were computed.
+    pub computed_tokens: IntCounter,
+    /// Prompt tokens found in the prefix cache instead.
+    pub prefix_cache_hit_tokens: IntCounter,
+    /// Sequences put back to waiting for want of blocks.
+    pub preemptions: IntCounter,
+    /// Blocks of the KV cache.
+    pub kv_blocks: IntGauge,
+    /// Blocks held by no sequence.
+    pub kv_blocks_free: IntGauge,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// Panics: never in practice; two metrics of one name would be a programming error.
+    pub fn new(ranges: HistogramRanges) -> Self {
+        let r = Registry::new();
+        let seconds: Vec<f64> = (1..=35).map(|k| 0.0001 * 1.5_f64.powi(k)).collect();
+        let hundredths = |top: usize| -> Vec<f64> {
+            (1..=100)
+                .map(|k| top.max(1) as f64 / 100.0 * f64::from(k))
+                .collect()
+        };
+        let total = hundredths(ranges.max_total_tokens);
+        let sizes: Vec<f64> = (1..=1024).map(f64::from).collect();
+        let metrics = Self {
+            request_failure: counter_vec(
+                &r,
+                "tgi_request_failure",
+                "Number of failed requests",
+                "err",
+            ),
+            batch_inference_count: counter_vec(
+                &r,
+                "tgi_batch_inference_count",
+                "Inference calls per method (prefill or decode)",
+                "method",
+            ),
+            batch_inference_success: counter_vec(
+                &r,
+                "tgi_batch_inference_success",
+                "Number of successful inference calls per method (prefill or decode)",
+                "method",
+            ),
+            batch_inference_failure: counter_vec(
+                &r,
+                "tgi_batch_inference_failure",
+                "Number of failed inference calls per method (prefill or decode)",
+                "method",
+            ),
+            batch_inference_duration: histogram_vec(
+                &r,
+                "tgi_batch_inference_duration",
+                "Batch inference duration in seconds",
+                &seconds,
+            ),
+            batch_forward_duration: histogram_vec(
+                &r,
+                "tgi_batch_forward_duration",
+                "Batch forward duration per method (prefill or decode) in seconds",
+                &seconds,
+            ),
+            batch_decode_duration: histogram_vec(
+                &r,
+                "tgi_batch_decode_duration",
+                "Time spent choosing tokens per method (prefill or decode) in seconds",
+                &seconds,
+            ),
+            request_count: counter(&r, "tgi_request_count", "Total number of requests"),
+            request_success: counter(&r, "tgi_request_success", "Number of successful requests"),
+            request_duration: histogram(
+                &r,
+                "tgi_request_duration",
+                "End-to-end generation duration in seconds",
+                &seconds,
+            ),
+            request_validation_duration: histogram(
+                &r,
+                "tgi_request_validation_duration",
+                "Request validation duration in seconds",
+                &seconds,
+            ),
+            request_queue_duration: histogram(
+                &r,
+                "tgi_request_queue_duration",
+                "Request queue duration in seconds",
+                &seconds,
+            ),
+            request_inference_duration: histogram(
+                &r,
+                "tgi_request_inference_duration",
+                "Request inference duration in seconds",
+                &seconds,
+            ),
+            request_mean_time_per_token_duration: histogram(
+                &r,
+                "tgi_request_mean_time_per_token_duration",
+                "Mean time per token per request in seconds",
+                &seconds,
+            ),
+            request_generated_tokens: histogram(
+                &r,
+                "tgi_request_generated_tokens",
+                "Generated tokens per request",
+                &total,
+            ),
+            request_max_new_tokens: histogram(
+                &r,
+                "tgi_request_max_new_tokens",
+                "Maximum new tokens per request",
+                &total,
+            ),
+            request_input_length: histogram(
+                &r,
+                "tgi_request_input_length",
+                "Input token length per request",
+                &hundredths(ranges.max_input_tokens),
+            ),
+            queue_size: gauge(&r, "tgi_queue_size", "Current queue size"),
+            batch_current_size: gauge(&r, "tgi_batch_current_size", "Current batch size"),
+            batch_current_max_tokens: gauge(
+                &r,
+                "tgi_batch_current_max_tokens",
+                "Maximum tokens for the current batch",
+            ),
+            batch_next_size: histogram(
+                &r,
+                "tgi_batch_next_size",
+                "Batch size of the next batch",
+                &sizes,
+            ),
+            batch_max_total_tokens: gauge(
+                &r,
+                "tgi_batch_max_total_tokens",
+                "Maximum tokens for the whole batch",
+            ),
+            forward_count: counter(&r, "sconce_forward_count", "Calls of the model, one a step"),
+            computed_tokens: counter(
+                &r,
+                "sconce_computed_tokens",
+                "Tokens whose keys and values were computed",
+            ),
+            prefix_cache_hit_tokens: counter(
+                &r,
+                "sconce_prefix_cache_hit_tokens",
+                "Prompt tokens found in the prefix cache",
+            ),
+            preemptions: counter(
+                &r,
+                "sconce_preemptions",
+                "Sequences put back to waiting for want of KV blocks",
+            ),
+            kv_blocks: gauge(&r, "sconce_kv_blocks", "Blocks of the KV cache"),
+            kv_blocks_free: gauge(&r, "sconce_kv_blocks_free", "KV blocks held by no sequence"),
+            registry: r,
+        };
+        for failure in Failure::ALL {
+            metrics
+                .request_failure
+                .with_label_values(&[failure.label()]);
+        }
+        metrics
+    }
+
+    /// Counts a failed request.
+    pub fn count_failure(&self, failure: Failure) {
+        self.request_failure
+            .with_label_values(&[failure.label()])
+            .inc();
+    }
+
+    /// Records one successful step: the model's share of it, the choice of tokens, and the whole.
+    pub fn observe_step(&self, method: Method, forward: Duration, choice: Duration) {
+        let label = [method.label()];
+        self.batch_inference_count.with_label_values(&label).inc();
+        self.batch_inference_success.with_label_values(&label).inc();
+        self.batch_forward_duration
+            .with_label_values(&label)
+            .observe(forward.as_secs_f64());
+        self.batch_decode_duration
+            .with_label_values(&label)
+            .observe(choice.as_secs_f64());
+        self.batch_inference_duration
+            .with_label_values(&label)
+            .observe((forward + choice).as_secs_f64());
+    }
+
+    /// Records a failed step.
+    pub fn observe_failed_step(&self, method: Method) {
+        self.batch_inference_count
+            .with_label_values(&[method.label()])
+            .inc();
+        self.batch_inference_failure
+            .with_label_values(&[method.label()])
+            .inc();
+    }
+
+    /// Writes all metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut out = Vec::new();
+        // Writing to memory cannot fail, and every family here is well formed.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    }
+}
+
+const VALID: &str = "metric names are distinct and well formed";
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    let metric = IntCounter::new(name, help).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
+fn counter_vec(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    let metric = IntCounterVec::new(Opts::new(name, help), &[label]).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    let metric = IntGauge::new(name, help).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    let metric = Histogram::with_opts(options).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
+fn histogram_vec(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> HistogramVec {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    let metric = HistogramVec::new(options, &["method"]).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}

@@ -1,0 +1,10 @@
+//! What the operator sees: metrics and logs.
+//!
+//! Every metric's name, unit and help text stands in `metrics.rs`, once; other floors hold a [`Metrics`]
+//! and call its fields. Nothing here decides anything.
+
+mod log;
+mod metrics;
+
+pub use log::{LogSettings, init_log};
+pub use metrics::{Failure, HistogramRanges, Method, Metrics};

@@ -1,0 +1,65 @@
+//! Text: everything between characters and token ids, and nothing else.
+//!
+//! A prompt enters through [`Tokenizer::encode`]. Each generated id leaves through
+//! [`Detokenizer::push`], which emits whole characters and holds the bytes of a broken-off one until the
+//! rest is known, and the emitted pieces pass a [`StopMatcher`], which finds a stop string wherever it lies,
+//! inside a token or across several. A tokenizer is read from a `tokenizer.json` or rebuilt from the
+//! vocabulary a GGUF file carries ([`GgufVocabulary`]); both give the same ids for the same text.
+//!
+//! The floor is separate because the engine must not know text: a stop string is found out here and
+//! ends the sequence in there. It reads no file, starts no thread and awaits nothing: encoding is
+//! plain CPU work of some microseconds per kilobyte, and long prompts belong on a blocking pool.
+
+mod detokenizer;
+mod gguf;
+mod pieces;
+mod special_tokens;
+mod stop;
+mod tokenizer;
+
+pub use detokenizer::{Detokenizer, Emission};
+pub use gguf::GgufVocabulary;
+pub use special_tokens::SpecialTokens;
+pub use stop::{StopMatcher, StopOutcome};
+pub use tokenizer::{Encoding, Tokenizer};
+
+#[cfg(test)]
+mod tests;
+
+/// Everything that can go wrong on this floor.
+///
+/// The first three come from a model's files and stop a server at start; the operator must act. The
+/// last two can only come from a tokenizer whose parts disagree with each other, while it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// `tokenizer.json` or one of its companions cannot be read.
+    #[error("invalid {file}: {reason}")]
+    InvalidFile {
+        /// Name of the file as the Hugging Face layout has it.
+        file: &'static str,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A token named in the configuration is missing or absent from the vocabulary.
+    #[error("`{field}` of tokenizer_config.json: {reason}")]
+    SpecialToken {
+        /// Key in `tokenizer_config.json`.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A GGUF metadata value is missing, contradictory or not supported.
+    #[error("GGUF metadata `{key}`: {reason}")]
+    Gguf {
+        /// Full metadata key, such as `tokenizer.ggml.pre`.
+        key: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// The text could not be encoded.
+    #[error("cannot encode: {0}")]
+    Encode(String),
+    /// The ids could not be decoded.
+    #[error("cannot decode: {0}")]
+    Decode(String),
+}

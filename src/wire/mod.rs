@@ -1,0 +1,5 @@
+//! The bodies that travel: plain serde data, no behaviour.
+//!
+//! Field order is the wire's order; a change here is a change for every client, and golden files notice.
+
+pub mod tgi;

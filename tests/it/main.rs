@@ -1,0 +1,8 @@
+//! Black-box and whole-house tests: one crate, a file per subject.
+
+#![allow(unreachable_pub, missing_docs, reason = "a test crate has no callers")]
+
+mod architecture;
+mod invariance;
+mod parity;
+mod support;
