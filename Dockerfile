@@ -4,6 +4,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY models models
 COPY benches benches
+COPY tests/it tests/it
 RUN cargo build --release --locked --bin sconce
 
 FROM debian:bookworm-slim

@@ -136,6 +136,12 @@ pub fn check(settings: &Settings) -> Result<String, AppError> {
             info.max_concurrent_requests.to_string(),
         ),
         ("cpu_tier", info.cpu_tier),
+        (
+            "chat template",
+            loaded.checkpoint.chat_template().map_or("none".to_owned(), |text| {
+                format!("{} characters", text.chars().count())
+            }),
+        ),
         ("address", settings.address.to_string()),
     ];
     for (name, value) in lines {

@@ -45,6 +45,15 @@ struct Active {
     prompt_logprobs: Vec<f32>,
 }
 
+/// Says that the engine's thread has ended when it is dropped, be it by a panic.
+struct Stopped(Arc<Shared>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
 struct Worker {
     model: Box<dyn CausalLm>,
     scheduler: Scheduler,
@@ -90,12 +99,12 @@ impl Worker {
     }
 
     fn run(mut self) {
+        let _stopped = Stopped(Arc::clone(&self.shared));
         while self.drain() {
             self.drop_cancelled();
             self.step();
             self.publish();
         }
-        self.shared.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Takes in what has arrived, waiting for it when there is nothing else to do. False at the end.

@@ -49,6 +49,7 @@ pub struct Checkpoint {
     weights: Weights,
     names: TensorNames,
     tokenizer: TokenizerSource,
+    chat_template: Option<String>,
     eos: Vec<TokenId>,
 }
 
@@ -96,6 +97,7 @@ impl Checkpoint {
             spec,
             names: TensorNames::Hugging,
             tokenizer: TokenizerSource::None,
+            chat_template: None,
             eos: Vec::new(),
         })
     }
@@ -119,15 +121,10 @@ impl Checkpoint {
                 eos.push(TokenId(id));
             }
         }
+        let chat_template =
+            metadata.string("tokenizer.chat_template").map_err(malformed)?.map(str::to_owned);
         let tokenizer = TokenizerSource::Gguf(metadata);
-        Ok(Self {
-            label: path,
-            spec,
-            weights,
-            names,
-            tokenizer,
-            eos,
-        })
+        Ok(Self { label: path, spec, weights, names, tokenizer, chat_template, eos })
     }
 
     fn open_folder(folder: &Path) -> Result<Self, ModelError> {
@@ -154,11 +151,21 @@ impl Checkpoint {
             .map(|source| ids(source.get("eos_token_id")))
             .find(|ids| !ids.is_empty())
             .unwrap_or_default();
+        let template_path = folder.join("chat_template.jinja");
+        let chat_template = if template_path.exists() {
+            let text = String::from_utf8(read(&template_path)?).map_err(|_| {
+                ModelError::malformed(template_path.display().to_string(), "is not UTF-8 text")
+            })?;
+            Some(text)
+        } else {
+            tokenizer_config.get("chat_template").and_then(Json::as_str).map(str::to_owned)
+        };
         Ok(Self {
             label: folder.display().to_string(),
             spec,
             weights,
             names,
+            chat_template,
             tokenizer: TokenizerSource::Json {
                 tokenizer,
                 config: tokenizer_config,
@@ -180,6 +187,11 @@ impl Checkpoint {
     /// Raw material of the tokenizer.
     pub fn tokenizer(&self) -> &TokenizerSource {
         &self.tokenizer
+    }
+
+    /// The Jinja text that turns a conversation into a prompt, if the model brings one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
     }
 
     /// Tokens by which the model ends its answer, as its files name them; may be empty.
