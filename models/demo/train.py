@@ -12,7 +12,7 @@ The work folder receives `tokenizer.json`, `checkpoint.pt` (weights, optimizer s
 step; written atomically) and `log.jsonl` (the loss curve). A run that finds a
 checkpoint goes on from it.
 
-    python train.py --work WORK --steps 1000
+    python train.py --work WORK
 """
 
 import argparse
@@ -110,7 +110,7 @@ def learning_rate(step, steps, peak, warmup=50):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--peak", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)

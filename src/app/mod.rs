@@ -68,6 +68,11 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     let capacity = settings.capacity(&loaded.facts())?;
     let cpu = Cpu::new(settings.threads, settings.tier).map_err(ModelError::from)?;
     let info = info(&settings, &capacity, &loaded, &cpu);
+    let metrics = Arc::new(Metrics::new(HistogramRanges {
+        max_input_tokens: capacity.dispatch.max_input_tokens,
+        max_total_tokens: capacity.dispatch.max_total_tokens,
+    }));
+    let decoder = Decoder::new(&loaded.checkpoint, capacity.engine.num_blocks, cpu)?;
     tracing::info!(
         model = info.model_id,
         dtype = info.model_dtype,
@@ -77,14 +82,9 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         max_total_tokens = info.max_total_tokens,
         max_batch_total_tokens = info.max_batch_total_tokens,
         cpu_tier = info.cpu_tier,
-        threads = cpu.threads(),
+        threads = settings.threads,
         "model loaded"
     );
-    let metrics = Arc::new(Metrics::new(HistogramRanges {
-        max_input_tokens: capacity.dispatch.max_input_tokens,
-        max_total_tokens: capacity.dispatch.max_total_tokens,
-    }));
-    let decoder = Decoder::new(&loaded.checkpoint, capacity.engine.num_blocks, cpu)?;
     let engine = engine::start(Box::new(decoder), capacity.engine, Arc::clone(&metrics))
         .map_err(AppError::Start)?;
     let dispatcher = Dispatcher::new(

@@ -1,10 +1,13 @@
 //! The life of one request, top to bottom: tokens in, the engine's answer, text out, one account of it.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use futures::stream;
+use futures::Stream;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::AbortHandle;
 use tracing::Instrument;
 
 use super::admission::Permit;
@@ -103,17 +106,10 @@ pub(super) async fn start(
         accepted_at: request.accepted_at,
         queued_at,
         started_at: queued_at,
-        deadline: request.deadline,
         ended: false,
         _permit: permit,
     };
-    Ok(EventStream::new(stream::unfold(
-        answer,
-        |mut answer| async move {
-            let event = answer.next().await?;
-            Some((event, answer))
-        },
-    )))
+    Ok(EventStream::new(Watched::new(answer, request.deadline)))
 }
 
 /// The prompt's tokens and how many may follow, after the checks that need the tokenizer.
@@ -175,44 +171,29 @@ struct Answer {
     accepted_at: Instant,
     queued_at: Instant,
     started_at: Instant,
-    deadline: Option<Instant>,
     ended: bool,
     _permit: Permit,
 }
 
 impl Answer {
-    async fn next(&mut self) -> Option<Result<Event, Error>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Error>>> {
         if self.ended {
-            return None;
+            return Poll::Ready(None);
         }
-        let output = match self.deadline {
-            Some(deadline) => {
-                match tokio::time::timeout_at(deadline.into(), self.output.recv()).await {
-                    Ok(output) => output,
-                    Err(_) => return Some(Err(self.fail(Error::deadline_exceeded()))),
-                }
-            }
-            None => self.output.recv().await,
-        };
-        Some(match output {
-            Some(Output::Started {
-                at,
-                prompt_logprobs,
-            }) => {
+        let output = ready!(self.output.poll_recv(cx));
+        Poll::Ready(Some(match output {
+            Some(Output::Started { at, prompt_logprobs }) => {
                 self.started_at = at;
-                self.started(&prompt_logprobs)
-                    .map(Event::Started)
-                    .map_err(|e| self.fail(e))
+                self.started(&prompt_logprobs).map(Event::Started).map_err(|e| self.fail(e))
             }
-            Some(Output::Token { sampled, ended }) => self
-                .token(sampled, ended)
-                .map(Event::Token)
-                .map_err(|e| self.fail(e)),
+            Some(Output::Token { sampled, ended }) => {
+                self.token(sampled, ended).map(Event::Token).map_err(|e| self.fail(e))
+            }
             Some(Output::Failed(problem)) => {
                 Err(self.fail(Error::generation(format!("Server error: {problem}"))))
             }
             None => Err(self.fail(Error::incomplete())),
-        })
+        }))
     }
 
     fn fail(&mut self, error: Error) -> Error {
@@ -325,6 +306,86 @@ impl Answer {
     fn text_of(&self, id: TokenId) -> Result<String, Error> {
         self.inner.tokenizer.token_text(id).map_err(decode_error)
     }
+}
+
+/// An answer that ends at its deadline whether anybody reads it or not.
+///
+/// A reader that stalls is not polled any more, so the deadline cannot live in the stream alone: a task of
+/// its own drops the answer then, and with it the permit and the engine's work.
+struct Watched {
+    shared: Arc<Mutex<Watch>>,
+    watchdog: Option<AbortHandle>,
+}
+
+struct Watch {
+    state: Watching,
+    reader: Option<Waker>,
+}
+
+enum Watching {
+    Live(Box<Answer>),
+    Expired,
+    Ended,
+}
+
+impl Watched {
+    fn new(answer: Answer, deadline: Option<Instant>) -> Self {
+        let state = Watching::Live(Box::new(answer));
+        let shared = Arc::new(Mutex::new(Watch { state, reader: None }));
+        let watchdog = deadline.map(|deadline| {
+            let shared = Arc::clone(&shared);
+            let expire = async move {
+                tokio::time::sleep_until(deadline.into()).await;
+                let mut watch = lock(&shared);
+                if let Watching::Live(answer) = &mut watch.state {
+                    answer.fail(Error::deadline_exceeded());
+                    watch.state = Watching::Expired;
+                    if let Some(reader) = watch.reader.take() {
+                        reader.wake();
+                    }
+                }
+            };
+            tokio::spawn(expire).abort_handle()
+        });
+        Self { shared, watchdog }
+    }
+}
+
+impl Stream for Watched {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut watch = lock(&self.shared);
+        let event = match &mut watch.state {
+            Watching::Live(answer) => answer.poll_next(cx),
+            Watching::Expired => Poll::Ready(Some(Err(Error::deadline_exceeded()))),
+            Watching::Ended => Poll::Ready(None),
+        };
+        let ended = match &watch.state {
+            Watching::Live(answer) => answer.ended,
+            Watching::Expired | Watching::Ended => true,
+        };
+        if ended {
+            // The permit goes back with the last event, not when the reader has taken it.
+            watch.state = Watching::Ended;
+        } else if event.is_pending() {
+            watch.reader = Some(cx.waker().clone());
+        }
+        event
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.abort();
+        }
+    }
+}
+
+/// A panic while the lock was held has ended that request; the state is still whole.
+fn lock(shared: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Answer {

@@ -14,6 +14,7 @@ pub mod prefix_cache;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+mod softmax;
 mod worker;
 
 pub use handle::{Engine, Load, SubmitError};

@@ -6,7 +6,8 @@
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
-use super::logits::normaliser;
+use super::logits::{Candidate, Shaped};
+use super::softmax::{STRETCH, best, exp, stretch_sum, sum_exp};
 use crate::generation::TokenId;
 
 /// A drawn token.
@@ -23,33 +24,66 @@ pub struct Sampled {
 /// Draws from a shaped row: the best token when `seed` is none, else by inverse transform.
 ///
 /// `place` is the token's index within the answer; `top_n` is how many rivals to report.
-/// Errors: none when every score is `-inf` or one is NaN, that is, when the forward pass went wrong.
-/// Cost: two passes over the row, one more for `top_n`.
-pub fn sample(row: &[f32], seed: Option<u64>, place: usize, top_n: usize) -> Option<Sampled> {
-    let (best, total) = normaliser(row);
-    if !best.is_finite() || !total.is_finite() {
+/// Errors: none when every score is `-inf` or one is not a number, that is, when the forward pass went
+/// wrong.
+/// Cost: two or three passes over the row, one more for `top_n`.
+pub fn sample(row: Shaped<'_>, seed: Option<u64>, place: usize, top_n: usize) -> Option<Sampled> {
+    match row {
+        Shaped::Whole(scores) => sample_whole(scores, seed, place, top_n),
+        Shaped::Few(few) => sample_few(few, seed, place, top_n),
+    }
+}
+
+fn sample_whole(row: &[f32], seed: Option<u64>, place: usize, top_n: usize) -> Option<Sampled> {
+    let best = best(row);
+    if !best.is_finite() {
         return None;
     }
+    let total = sum_exp(row, best);
     let token = match seed {
-        None => row.iter().position(|&score| score == best)?,
-        Some(seed) => draw(row, best, total, uniform(seed, place)),
+        None => first_of(row, best)?,
+        Some(seed) => draw(row, best, uniform(seed, place) * total),
     };
-    let log_total = total.ln();
-    let logprob = |score: f32| (f64::from(score - best) - log_total) as f32;
-    let top = best_tokens(row, top_n)
-        .into_iter()
-        .map(|id| (TokenId(id), logprob(row[id as usize])));
+    let logprob = |score: f32| (f64::from(score - best) - total.ln()) as f32;
+    let top = if top_n == 0 { Vec::new() } else { top_tokens(&candidates(row, top_n), top_n) };
     Some(Sampled {
         token: TokenId(token as u32),
         logprob: logprob(row[token]),
-        top: top.collect(),
+        top: top.into_iter().map(|c| (TokenId(c.id), logprob(c.score))).collect(),
+    })
+}
+
+fn sample_few(few: &[Candidate], seed: Option<u64>, place: usize, top_n: usize) -> Option<Sampled> {
+    let best = few.iter().map(|c| c.score).fold(f32::NEG_INFINITY, f32::max);
+    if !best.is_finite() {
+        return None;
+    }
+    let weight = |c: &Candidate| f64::from(exp(c.score - best));
+    let total: f64 = few.iter().map(weight).sum();
+    let chosen = match seed {
+        None => few.iter().find(|c| c.score == best)?,
+        Some(seed) => {
+            let mut left = uniform(seed, place) * total;
+            let passed = |c: &&Candidate| {
+                left -= weight(c);
+                left < 0.0
+            };
+            few.iter().find(passed).or(few.last())?
+        }
+    };
+    let logprob = |score: f32| (f64::from(score - best) - total.ln()) as f32;
+    let top = if top_n == 0 { Vec::new() } else { top_tokens(few, top_n) };
+    Some(Sampled {
+        token: TokenId(chosen.id),
+        logprob: logprob(chosen.score),
+        top: top.into_iter().map(|c| (TokenId(c.id), logprob(c.score))).collect(),
     })
 }
 
 /// The log-probability of one token of a row.
 pub fn logprob_of(row: &[f32], token: TokenId) -> f32 {
-    let (best, total) = normaliser(row);
-    (f64::from(row[token.0 as usize] - best) - total.ln()) as f32
+    let best = best(row);
+    (f64::from(row[token.0 as usize] - best) - sum_exp(row, best).ln()) as f32
 }
 
 /// A number in \[0, 1) that depends on seed and place only.
@@ -59,43 +93,62 @@ fn uniform(seed: u64, place: usize) -> f64 {
     (generator.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-fn draw(row: &[f32], best: f32, total: f64, uniform: f64) -> usize {
-    let mut left = uniform * total;
-    let mut last = 0;
-    for (id, &score) in row.iter().enumerate() {
-        let weight = f64::from((score - best).exp());
-        if weight > 0.0 {
-            last = id;
-            left -= weight;
-            if left < 0.0 {
-                return id;
-            }
-        }
-    }
-    last
+/// The first token of the best score.
+fn first_of(row: &[f32], best: f32) -> Option<usize> {
+    let chunk = row.chunks(64).position(|c| c.iter().fold(false, |any, &s| any | (s == best)))?;
+    (chunk * 64..row.len()).find(|&id| row[id] == best)
 }
 
-/// The `n` best tokens, best first, and all that equal the last of them.
-fn best_tokens(row: &[f32], n: usize) -> Vec<u32> {
-    if n == 0 {
-        return Vec::new();
-    }
-    let mut best: Vec<f32> = Vec::with_capacity(n + 1);
-    for &score in row {
-        if score > f32::NEG_INFINITY && (best.len() < n || score > best[n - 1]) {
-            let at = best.partition_point(|&other| other >= score);
-            best.insert(at, score);
-            best.truncate(n);
+/// The token at which the running sum of weights passes `left`: whole stretches first, then within one.
+fn draw(row: &[f32], best: f32, mut left: f64) -> usize {
+    let mut last = 0;
+    for (i, stretch) in row.chunks(STRETCH).enumerate() {
+        let sum = f64::from(stretch_sum(stretch, best));
+        let first = i * STRETCH;
+        if left >= sum {
+            left -= sum;
+            if sum > 0.0 {
+                last = first;
+            }
+            continue;
         }
+        for (offset, &score) in stretch.iter().enumerate() {
+            let weight = f64::from(exp(score - best));
+            if weight > 0.0 {
+                last = first + offset;
+                left -= weight;
+                if left < 0.0 {
+                    break;
+                }
+            }
+        }
+        return last;
     }
-    let Some(&floor) = best.last() else {
-        return Vec::new();
-    };
-    let mut ids: Vec<u32> = (0..row.len() as u32)
-        .filter(|&id| row[id as usize] >= floor)
-        .collect();
-    ids.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
-    ids
+    // Rounding alone leads here: the last token that can be drawn at all.
+    (last..row.len()).rev().find(|&id| exp(row[id] - best) > 0.0).unwrap_or(last)
+}
+
+/// Every token that may be among the `n` best: those of the `n` best chunks' scores and above.
+fn candidates(row: &[f32], n: usize) -> Vec<Candidate> {
+    let mut tops: Vec<f32> = row.chunks(64).map(best).collect();
+    let nth = tops.len().min(n) - 1;
+    tops.select_nth_unstable_by(nth, |a, b| b.total_cmp(a));
+    // With fewer chunks than wanted tokens no chunk's best score bounds anything.
+    let floor = if tops.len() < n { f32::NEG_INFINITY } else { tops[nth] };
+    let wanted = |(_, score): &(usize, &f32)| **score >= floor && **score > f32::NEG_INFINITY;
+    let ids = row.iter().enumerate().filter(wanted);
+    ids.map(|(id, &score)| Candidate { id: id as u32, score }).collect()
+}
+
+/// The `n` best, best first, and all that equal the last of them.
+fn top_tokens(among: &[Candidate], n: usize) -> Vec<Candidate> {
+    let mut sorted = among.to_vec();
+    sorted.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
+    if let Some(nth) = sorted.get(n - 1).copied() {
+        let end = sorted.partition_point(|c| c.score >= nth.score);
+        sorted.truncate(end);
+    }
+    sorted
 }
 
 #[cfg(test)]
@@ -104,46 +157,67 @@ mod tests {
 
     const ROW: [f32; 4] = [0.0, f32::NEG_INFINITY, 2.0, 2.0];
 
+    fn few() -> Vec<Candidate> {
+        [(0, 0.0), (2, 2.0), (3, 2.0)].map(|(id, score)| Candidate { id, score }).to_vec()
+    }
+
     #[test]
     fn greedy_takes_the_first_best_and_reports_ties() {
-        let sampled = sample(&ROW, None, 0, 1).expect("a finite row");
-        assert_eq!(sampled.token, TokenId(2));
-        assert!(
-            (sampled.logprob - (-0.758_72)).abs() < 1e-4,
-            "{}",
-            sampled.logprob
-        );
-        assert_eq!(
-            sampled.top.iter().map(|(id, _)| id.0).collect::<Vec<_>>(),
-            [2, 3]
-        );
-        assert_eq!(sample(&ROW, None, 0, 9).expect("a finite row").top.len(), 3);
+        for row in [Shaped::Whole(&ROW), Shaped::Few(&few())] {
+            let sampled = sample(row, None, 0, 1).expect("a finite row");
+            assert_eq!(sampled.token, TokenId(2));
+            assert!((sampled.logprob - (-0.758_72)).abs() < 1e-4, "{}", sampled.logprob);
+            assert_eq!(sampled.top.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [2, 3]);
+            assert_eq!(sample(row, None, 0, 9).expect("a finite row").top.len(), 3);
+        }
+    }
+
+    #[test]
+    fn the_best_tokens_of_a_long_row_are_found() {
+        let row: Vec<f32> = (0..3000).map(|i| ((i * 7919) % 3001) as f32).collect();
+        for n in [1, 5, 60] {
+            let mut expected: Vec<usize> = (0..row.len()).collect();
+            expected.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+            let top = sample(Shaped::Whole(&row), None, 0, n).expect("a finite row").top;
+            let ids: Vec<usize> = top.iter().map(|(id, _)| id.0 as usize).collect();
+            assert_eq!(ids, expected[..n]);
+        }
     }
 
     #[test]
     fn draws_follow_the_probabilities_and_repeat_with_the_seed() {
-        let n = 20_000;
-        let mut counts = [0; 4];
-        for place in 0..n {
-            let sampled = sample(&ROW, Some(7), place, 0).expect("a finite row");
-            assert_eq!(
-                sampled,
-                sample(&ROW, Some(7), place, 0).expect("a finite row")
-            );
-            counts[sampled.token.0 as usize] += 1;
+        for row in [Shaped::Whole(&ROW), Shaped::Few(&few())] {
+            let n = 20_000;
+            let mut counts = [0; 4];
+            for place in 0..n {
+                let sampled = sample(row, Some(7), place, 0).expect("a finite row");
+                assert_eq!(sampled, sample(row, Some(7), place, 0).expect("a finite row"));
+                counts[sampled.token.0 as usize] += 1;
+            }
+            let share = |id: usize| f64::from(counts[id]) / n as f64;
+            assert_eq!(counts[1], 0);
+            assert!((share(0) - 0.0634).abs() < 0.01 && (share(2) - 0.468).abs() < 0.015, "{counts:?}");
         }
-        let share = |id: usize| f64::from(counts[id]) / n as f64;
-        assert_eq!(counts[1], 0);
-        assert!(
-            (share(0) - 0.0634).abs() < 0.01 && (share(2) - 0.468).abs() < 0.015,
-            "{counts:?}"
-        );
+    }
+
+    #[test]
+    fn draws_reach_every_stretch_of_a_long_row() {
+        let row = vec![0.0; 1000];
+        let mut quarters = [0; 4];
+        for place in 0..4000 {
+            let sampled = sample(Shaped::Whole(&row), Some(3), place, 0).expect("a finite row");
+            quarters[sampled.token.0 as usize / 250] += 1;
+        }
+        assert!(quarters.iter().all(|&n| (900..1100).contains(&n)), "{quarters:?}");
+        assert_eq!(draw(&row, 0.0, 999.999_999), 999);
+        assert_eq!(draw(&row, 0.0, 1001.0), 999);
+        assert_eq!(draw(&row, 0.0, 0.0), 0);
     }
 
     #[test]
     fn a_broken_row_is_no_token() {
-        assert_eq!(sample(&[f32::NEG_INFINITY; 3], None, 0, 0), None);
-        assert_eq!(sample(&[0.0, f32::NAN], None, 0, 0), None);
-        assert_eq!(sample(&[0.0, f32::INFINITY], None, 0, 0), None);
+        for row in [[f32::NEG_INFINITY; 2], [0.0, f32::NAN], [0.0, f32::INFINITY]] {
+            assert_eq!(sample(Shaped::Whole(&row), None, 0, 0), None);
+        }
     }
 }
