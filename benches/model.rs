@@ -17,7 +17,7 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use sconce::generation::TokenId;
@@ -29,6 +29,9 @@ use serde_json::json;
 
 /// Bytes that the bandwidth measurement reads: many times what any cache holds.
 const READ_BYTES: usize = 384 << 20;
+
+/// Time of each measurement of a limit: long enough that other programs' turns even out.
+const CALIBRATION: Duration = Duration::from_millis(60);
 
 /// Measures prefill and decode.
 #[derive(Parser)]
@@ -359,29 +362,47 @@ impl Limits {
         })
     }
 
-    /// Bytes a second of reading a large buffer once, each thread its own part.
+    /// Bytes a second of reading a large buffer over and over, each thread its own part.
     fn bandwidth(&self) -> f64 {
-        let began = Instant::now();
-        thread::scope(|scope| {
-            for part in self.buffer.chunks(self.buffer.len().div_ceil(self.threads)) {
-                scope.spawn(move || black_box(read_all(part)));
+        let part = self.buffer.len().div_ceil(self.threads);
+        self.rate(|thread| {
+            let words = &self.buffer[thread * part..self.buffer.len().min((thread + 1) * part)];
+            let mut blocks = words.chunks(READ_BYTES / 8 / 64).cycle();
+            move || {
+                let block = blocks.next().unwrap_or_default();
+                black_box(read_all(block));
+                size_of_val(block) as u64
             }
-        });
-        READ_BYTES as f64 / began.elapsed().as_secs_f64()
+        })
     }
 
     /// Operations a second of multiply-adds that need no memory.
     fn peak(&self) -> f64 {
-        const ROUNDS: u64 = 1_000_000;
+        self.rate(|_| || multiply_add(100_000))
+    }
+
+    /// What all threads together get done in a second; `worker` makes a thread's work, each call of which
+    /// returns how much it was.
+    fn rate<W: FnMut() -> u64>(&self, worker: impl Fn(usize) -> W + Sync) -> f64 {
+        let worker = &worker;
         let began = Instant::now();
-        let operations: u64 = thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.threads)
-                .map(|_| scope.spawn(|| multiply_add(ROUNDS)))
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.threads)
+                .map(|thread| {
+                    scope.spawn(move || {
+                        let (mut work, mut done) = (worker(thread), 0);
+                        while began.elapsed() < CALIBRATION {
+                            done += work();
+                        }
+                        done as f64 / began.elapsed().as_secs_f64()
+                    })
+                })
                 .collect();
-            let done = |worker: thread::ScopedJoinHandle<'_, u64>| worker.join().unwrap_or(0);
-            workers.into_iter().map(done).sum()
-        });
-        operations as f64 / began.elapsed().as_secs_f64()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(0.0))
+                .sum()
+        })
     }
 }
 

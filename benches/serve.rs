@@ -113,29 +113,28 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
-        let lines = BufReader::new(process.stderr.take().ok_or("the server has no log")?).lines();
-        let (found, address) = mpsc::channel();
-        // The log is read to its end, so that the server never waits for a reader.
-        std::thread::spawn(move || {
-            let mut said = Vec::new();
-            for line in lines.map_while(Result::ok) {
-                match line.split_once("Connected address=") {
-                    Some((_, address)) => drop(found.send(address.trim().to_owned())),
-                    None => said.push(line),
-                }
-            }
-            drop(found);
-            said
-        });
+        let log = BufReader::new(process.stderr.take().ok_or("the server has no log")?);
         let mut server = Self {
             process,
             url: String::new(),
         };
-        let address = address
-            .recv_timeout(Duration::from_secs(60))
-            .map_err(|_| "the server ended, or did not listen within a minute")?;
-        server.url = format!("http://{address}");
-        Ok(server)
+        let (line, lines) = mpsc::channel();
+        // The log is read to its end, so that the server never waits for a reader.
+        std::thread::spawn(move || {
+            for text in log.lines().map_while(Result::ok) {
+                // Nobody listens once the address is known.
+                let _ = line.send(text);
+            }
+        });
+        let mut said = String::new();
+        while let Ok(line) = lines.recv_timeout(Duration::from_secs(60)) {
+            if let Some((_, address)) = line.split_once("Connected address=") {
+                server.url = format!("http://{}", address.trim());
+                return Ok(server);
+            }
+            said = said + &line + "\n";
+        }
+        Err(format!("the server does not listen; it said:\n{said}").into())
     }
 }
 
@@ -367,17 +366,37 @@ impl Draws {
         (low + self.unit() * (high - low)).exp().round() as usize
     }
 
-    /// So many words, none of them shared with another request but by chance.
-    fn words(&mut self, count: usize) -> String {
-        const WORDS: [&str; 32] = [
-            "Once", "upon", "a", "time", "there", "was", "little", "girl", "who", "had", "dog",
-            "and", "the", "cat", "went", "to", "play", "in", "park", "with", "her", "friend",
-            "they", "saw", "big", "red", "ball", "tree", "house", "said", "mother", "happy",
+    /// A text of at least so many tokens, sharing no beginning with another but by chance.
+    fn text(&mut self, tokens: usize) -> String {
+        const SENTENCES: [&str; 16] = [
+            "Once upon a time there was a little girl named Lily.",
+            "One day Tom and his dog went to the park.",
+            "The sun was warm and the sky was blue.",
+            "She saw a big red ball near the old tree.",
+            "\"Can I play with you?\" asked the boy.",
+            "They ran and jumped and laughed all day.",
+            "Then it began to rain and the cat was wet.",
+            "His mother gave him an apple and a cup of milk.",
+            "The bird wanted to fly but its wing was hurt.",
+            "Ben was sad because he could not find his toy.",
+            "\"Do not worry,\" said the kind old man.",
+            "They looked under the bed and behind the door.",
+            "In the forest there lived a small brown bear.",
+            "Anna made a cake for her friend.",
+            "At last they found the way home.",
+            "Everyone was happy again.",
         ];
-        let words: Vec<&str> = (0..count)
-            .map(|_| WORDS[self.0.next_u32() as usize % 32])
-            .collect();
-        words.join(" ")
+        let mut text = String::new();
+        // A word is at least one token.
+        let mut words = 0;
+        while words < tokens {
+            let sentence = SENTENCES[self.0.next_u32() as usize % SENTENCES.len()];
+            words += sentence.split(' ').count();
+            text.push_str(sentence);
+            text.push(' ');
+        }
+        text.truncate(text.len() - 1);
+        text
     }
 }
 
@@ -396,9 +415,8 @@ struct Details {
 /// Sends one request and takes in its answer.
 async fn ask(client: &Client, url: &str, draws: &mut Draws, longest: usize) -> Answer {
     let (input, output) = (draws.length(longest), draws.length(longest));
-    // A word is at least one token, so that the text is cut to exactly the length drawn.
     let body = json!({
-        "inputs": draws.words(input),
+        "inputs": draws.text(input),
         "parameters": {
             "truncate": input, "max_new_tokens": output, "do_sample": true,
             "seed": draws.0.next_u32(), "details": true,

@@ -14,6 +14,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Asks again and again until there is an answer.
 ///
 /// Panics: there is none after [`PATIENCE`].
+#[track_caller]
 pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {

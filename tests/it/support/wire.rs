@@ -50,8 +50,6 @@ impl Reply {
 
 /// An answer whose body is still coming.
 pub struct Streaming {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
     reader: BufReader<TcpStream>,
     pending: String,
 }
@@ -123,14 +121,14 @@ pub fn receive(stream: TcpStream) -> Reply {
     }
 }
 
-/// Reads the head of an answer and leaves its body to come.
+/// Reads the head of a stream of events and leaves its body to come.
 #[track_caller]
 pub fn receive_stream(stream: TcpStream) -> Streaming {
     let mut reader = BufReader::new(stream);
     let (status, headers) = read_head(&mut reader);
+    let kind = header(&headers, "content-type");
+    assert_eq!((status, kind), (200, Some("text/event-stream")));
     Streaming {
-        status,
-        headers,
         reader,
         pending: String::new(),
     }
