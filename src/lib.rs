@@ -41,10 +41,6 @@ pub mod config;
 pub mod dispatch;
 pub mod engine;
 pub mod generation;
-#[allow(
-    unsafe_code,
-    reason = "SIMD intrinsics and the thread pool; every block states why it is sound"
-)]
 pub mod kernel;
 pub mod model;
 pub mod telemetry;

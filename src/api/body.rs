@@ -1,29 +1,24 @@
 //! Reads JSON bodies; every refusal is TGI's text in a JSON body with TGI's status.
 
 use axum::Json;
-use axum::extract::{FromRequest, Request, rejection::JsonRejection};
+use axum::extract::{FromRequest, Request};
 use serde::de::DeserializeOwned;
 
+use super::Api;
 use super::error::ApiError;
 
-/// A JSON body of the wanted shape.
+/// A JSON body of the wanted shape, arrived in time.
 pub(super) struct Body<T>(pub(super) T);
 
-impl<T, S> FromRequest<S> for Body<T>
-where
-    T: DeserializeOwned,
-    S: Send + Sync,
-{
+impl<T: DeserializeOwned> FromRequest<Api> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match Json::<T>::from_request(request, state).await {
-            Ok(Json(body)) => Ok(Self(body)),
-            Err(rejection) => Err(refusal(&rejection)),
+    async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+        let reading = Json::<T>::from_request(request, api);
+        match tokio::time::timeout(api.config.body_read, reading).await {
+            Ok(Ok(Json(body))) => Ok(Self(body)),
+            Ok(Err(rejection)) => Err(ApiError::body(rejection.status(), rejection.body_text())),
+            Err(_) => Err(ApiError::body_too_slow()),
         }
     }
-}
-
-fn refusal(rejection: &JsonRejection) -> ApiError {
-    ApiError::body(rejection.status(), rejection.body_text())
 }

@@ -24,6 +24,12 @@ impl ApiError {
         Self::new(status, "validation", text)
     }
 
+    /// A body that did not come to its end in time.
+    pub(super) fn body_too_slow() -> Self {
+        let text = "The request body did not arrive in time";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", text.to_owned())
+    }
+
     fn new(status: StatusCode, error_type: &str, error: String) -> Self {
         let body = ErrorResponse {
             error,

@@ -38,6 +38,8 @@ pub struct Config {
     pub max_top_n_tokens: u32,
     /// Most bytes of a body.
     pub payload_limit_bytes: usize,
+    /// Time a client has to send a body.
+    pub body_read: Duration,
     /// The key callers must show; none means that everyone may call.
     pub api_key: Option<ApiKey>,
     /// Origins whose pages may call; empty means all.

@@ -138,9 +138,12 @@ pub fn check(settings: &Settings) -> Result<String, AppError> {
         ("cpu_tier", info.cpu_tier),
         (
             "chat template",
-            loaded.checkpoint.chat_template().map_or("none".to_owned(), |text| {
-                format!("{} characters", text.chars().count())
-            }),
+            loaded
+                .checkpoint
+                .chat_template()
+                .map_or("none".to_owned(), |text| {
+                    format!("{} characters", text.chars().count())
+                }),
         ),
         ("address", settings.address.to_string()),
     ];
@@ -190,6 +193,7 @@ fn api_config(settings: &Settings) -> api::Config {
         max_stop_sequences: settings.max_stop_sequences,
         max_top_n_tokens: settings.max_top_n_tokens,
         payload_limit_bytes: settings.payload_limit_bytes,
+        body_read: settings.body_read,
         api_key: settings.api_key.clone(),
         cors_allow_origin: settings.cors_allow_origin.clone(),
         keep_alive: settings.keep_alive,

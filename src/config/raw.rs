@@ -112,6 +112,10 @@ pub struct RawConfig {
     #[arg(long, env = "HEADER_READ_SECONDS")]
     pub header_read_seconds: Option<u64>,
 
+    /// Seconds a client has to send a request's body [default: 60]
+    #[arg(long, env = "BODY_READ_SECONDS")]
+    pub body_read_seconds: Option<u64>,
+
     /// Seconds of silence after which a stream sends a comment [default: 15]
     #[arg(long, env = "KEEP_ALIVE_SECONDS")]
     pub keep_alive_seconds: Option<u64>,

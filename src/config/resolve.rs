@@ -41,6 +41,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Time a client has to send a request's head.
     pub header_read: Duration,
+    /// Time a client has to send a request's body.
+    pub body_read: Duration,
     /// Threads that compute.
     pub threads: NonZeroUsize,
     /// Instructions to compute with, if not the best.
@@ -131,6 +133,7 @@ impl Settings {
             max_request_seconds,
             graceful_termination_timeout,
             header_read_seconds,
+            body_read_seconds,
             keep_alive_seconds,
             api_key,
             cors_allow_origin,
@@ -167,6 +170,7 @@ impl Settings {
             max_concurrent_requests,
             DEFAULT_CONCURRENCY,
         );
+        let max_request_duration = faults.seconds("max_request_seconds", max_request_seconds, 600);
         let settings = Self {
             model: model_id.map_or(ModelSource::Embedded, |id| {
                 ModelSource::Path(PathBuf::from(id))
@@ -176,6 +180,9 @@ impl Settings {
             address: SocketAddr::new(ip, port.unwrap_or(3000)),
             drain: Duration::from_secs(graceful_termination_timeout.unwrap_or(90)),
             header_read: faults.seconds("header_read_seconds", header_read_seconds, 30),
+            body_read: faults
+                .seconds("body_read_seconds", body_read_seconds, 60)
+                .min(max_request_duration),
             threads: faults.positive("cpu_threads", cpu_threads, machine.cpus.get()),
             tier: cpu_tier.and_then(|name| tier(&name, &mut faults)),
             log: LogSettings {
@@ -210,7 +217,7 @@ impl Settings {
                 .positive("validation_workers", validation_workers, 2)
                 .get(),
             prompt_logprobs: enable_prefill_logprobs.unwrap_or(false),
-            max_request_duration: faults.seconds("max_request_seconds", max_request_seconds, 600),
+            max_request_duration,
             memory_bytes: machine.available_memory_bytes,
             warnings,
         };

@@ -182,13 +182,19 @@ impl Answer {
         }
         let output = ready!(self.output.poll_recv(cx));
         Poll::Ready(Some(match output {
-            Some(Output::Started { at, prompt_logprobs }) => {
+            Some(Output::Started {
+                at,
+                prompt_logprobs,
+            }) => {
                 self.started_at = at;
-                self.started(&prompt_logprobs).map(Event::Started).map_err(|e| self.fail(e))
+                self.started(&prompt_logprobs)
+                    .map(Event::Started)
+                    .map_err(|e| self.fail(e))
             }
-            Some(Output::Token { sampled, ended }) => {
-                self.token(sampled, ended).map(Event::Token).map_err(|e| self.fail(e))
-            }
+            Some(Output::Token { sampled, ended }) => self
+                .token(sampled, ended)
+                .map(Event::Token)
+                .map_err(|e| self.fail(e)),
             Some(Output::Failed(problem)) => {
                 Err(self.fail(Error::generation(format!("Server error: {problem}"))))
             }
@@ -331,7 +337,10 @@ enum Watching {
 impl Watched {
     fn new(answer: Answer, deadline: Option<Instant>) -> Self {
         let state = Watching::Live(Box::new(answer));
-        let shared = Arc::new(Mutex::new(Watch { state, reader: None }));
+        let shared = Arc::new(Mutex::new(Watch {
+            state,
+            reader: None,
+        }));
         let watchdog = deadline.map(|deadline| {
             let shared = Arc::clone(&shared);
             let expire = async move {

@@ -73,7 +73,9 @@ impl Processor {
                 );
             }
             if *temperature != 1.0 {
-                self.scores.iter_mut().for_each(|score| *score /= temperature);
+                self.scores
+                    .iter_mut()
+                    .for_each(|score| *score /= temperature);
             }
             &self.scores
         } else {
@@ -95,10 +97,16 @@ impl Processor {
         }
         if let Some(mass) = typical_p {
             let (total, weighted) = if few.is_empty() {
-                (softmax::sum_exp(row, best), softmax::sum_weighted(row, best))
+                (
+                    softmax::sum_exp(row, best),
+                    softmax::sum_weighted(row, best),
+                )
             } else {
                 let scores: Vec<f32> = few.iter().map(|candidate| candidate.score).collect();
-                (softmax::sum_exp(&scores, best), softmax::sum_weighted(&scores, best))
+                (
+                    softmax::sum_exp(&scores, best),
+                    softmax::sum_weighted(&scores, best),
+                )
             };
             // Information is `ln total - (score - best)` nats; its mean is the entropy.
             let mean = (weighted / total) as f32;
@@ -125,7 +133,11 @@ fn penalise(
     let length = seen.len().max(1) as f32;
     for (score, &count) in scores.iter_mut().zip(counts.iter()) {
         if count > 0 {
-            *score = if *score < 0.0 { *score * repetition } else { *score / repetition };
+            *score = if *score < 0.0 {
+                *score * repetition
+            } else {
+                *score / repetition
+            };
             *score -= frequency * count as f32 / length;
         }
     }
@@ -138,7 +150,10 @@ fn keep_best(few: &mut Vec<Candidate>, row: &[f32], k: usize) {
     let k = k.min(row.len());
     let mut floor = f32::NEG_INFINITY;
     for chunk in row.chunks(64) {
-        let top = chunk.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let top = chunk
+            .iter()
+            .copied()
+            .fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
         if best.len() == k && top <= floor {
             continue;
         }
@@ -167,7 +182,10 @@ fn keep_nearest(
     let all: f64 = if narrowed.is_empty() {
         softmax::sum_exp(row, best)
     } else {
-        narrowed.iter().map(|candidate| weight(candidate.score)).sum()
+        narrowed
+            .iter()
+            .map(|candidate| weight(candidate.score))
+            .sum()
     };
     let target = f64::from(mass) * all;
     // Most of the probability mostly lies near: look at a small neighbourhood first, and at a larger one
@@ -177,7 +195,11 @@ fn keep_nearest(
             gather(few, row, |score| distance(score) <= limit);
         } else {
             few.clear();
-            few.extend(narrowed.iter().filter(|candidate| distance(candidate.score) <= limit));
+            few.extend(
+                narrowed
+                    .iter()
+                    .filter(|candidate| distance(candidate.score) <= limit),
+            );
         }
         let found: f64 = few.iter().map(|candidate| weight(candidate.score)).sum();
         if found >= target || limit == f32::INFINITY {
@@ -185,7 +207,9 @@ fn keep_nearest(
         }
     }
     few.sort_unstable_by(|a, b| {
-        distance(a.score).total_cmp(&distance(b.score)).then(a.id.cmp(&b.id))
+        distance(a.score)
+            .total_cmp(&distance(b.score))
+            .then(a.id.cmp(&b.id))
     });
     let mut sum = 0.0;
     let kept = few.iter().take_while(|candidate| {
@@ -232,7 +256,10 @@ mod tests {
 
     #[test]
     fn top_k_keeps_ties() {
-        let top_k = |k| Sampling { top_k: NonZeroU32::new(k), ..Sampling::GREEDY };
+        let top_k = |k| Sampling {
+            top_k: NonZeroU32::new(k),
+            ..Sampling::GREEDY
+        };
         assert_eq!(kept(top_k(1)), [1]);
         assert_eq!(kept(top_k(2)), [1, 2, 4]);
         assert_eq!(kept(top_k(9)), [0, 1, 2, 3, 4]);
@@ -241,29 +268,46 @@ mod tests {
     #[test]
     fn top_p_keeps_the_smallest_nucleus_and_at_least_one() {
         // Probabilities: 0.072, 0.529, 0.195, 0.010, 0.195.
-        let top_p = |p| Sampling { top_p: Some(p), ..Sampling::GREEDY };
+        let top_p = |p| Sampling {
+            top_p: Some(p),
+            ..Sampling::GREEDY
+        };
         assert_eq!(kept(top_p(0.01)), [1]);
         assert_eq!(kept(top_p(0.56)), [1, 2]);
         assert_eq!(kept(top_p(0.80)), [1, 2, 4]);
         assert_eq!(kept(top_p(0.995)), [0, 1, 2, 3, 4]);
-        let both = Sampling { top_k: NonZeroU32::new(3), ..top_p(0.9) };
+        let both = Sampling {
+            top_k: NonZeroU32::new(3),
+            ..top_p(0.9)
+        };
         assert_eq!(kept(both), [1, 2, 4]);
         // Of the three best alone, the first holds 0.576.
-        let both = Sampling { top_k: NonZeroU32::new(3), ..top_p(0.57) };
+        let both = Sampling {
+            top_k: NonZeroU32::new(3),
+            ..top_p(0.57)
+        };
         assert_eq!(kept(both), [1]);
     }
 
     #[test]
     fn a_wide_nucleus_holds_just_enough() {
-        let row: Vec<f32> = (0..5000).map(|i| ((i * 7919) % 5000) as f32 * 1e-3).collect();
+        let row: Vec<f32> = (0..5000)
+            .map(|i| ((i * 7919) % 5000) as f32 * 1e-3)
+            .collect();
         for p in [0.05, 0.5, 0.9, 0.999] {
-            let sampling = Sampling { top_p: Some(p), ..Sampling::GREEDY };
+            let sampling = Sampling {
+                top_p: Some(p),
+                ..Sampling::GREEDY
+            };
             let mut processor = Processor::default();
             let kept = ids(processor.apply(&row, &sampling, &[]));
             let weight = |id: u32| f64::from(row[id as usize]).exp();
             let total: f64 = (0..5000).map(weight).sum();
             let mass: f64 = kept.iter().map(|&id| weight(id)).sum::<f64>() / total;
-            let least = kept.iter().map(|&id| weight(id)).fold(f64::INFINITY, f64::min);
+            let least = kept
+                .iter()
+                .map(|&id| weight(id))
+                .fold(f64::INFINITY, f64::min);
             let dropped = (0..5000).filter(|id| !kept.contains(id));
             assert!(dropped.map(weight).all(|w| w <= least));
             assert!(mass >= f64::from(p) - 1e-6 && mass - least / total < f64::from(p) + 1e-6);
@@ -273,7 +317,10 @@ mod tests {
     #[test]
     fn typical_p_prefers_the_expected_information() {
         // Entropy is 1.21 nats; tokens 2 and 4 carry 1.64, token 1 carries 0.64, token 0 carries 2.64.
-        let typical = |p| Sampling { typical_p: Some(p), ..Sampling::GREEDY };
+        let typical = |p| Sampling {
+            typical_p: Some(p),
+            ..Sampling::GREEDY
+        };
         assert_eq!(kept(typical(0.3)), [2, 4]);
         assert_eq!(kept(typical(0.5)), [1, 2, 4]);
     }
@@ -281,17 +328,26 @@ mod tests {
     #[test]
     fn penalties_touch_seen_tokens_only() {
         let mut processor = Processor::default();
-        let sampling =
-            Sampling { repetition_penalty: 2.0, frequency_penalty: 1.0, ..Sampling::GREEDY };
+        let sampling = Sampling {
+            repetition_penalty: 2.0,
+            frequency_penalty: 1.0,
+            ..Sampling::GREEDY
+        };
         let seen = [TokenId(1), TokenId(1), TokenId(3), TokenId(1)];
         let shaped = processor.apply(&ROW, &sampling, &seen);
-        assert_eq!(shaped, Shaped::Whole(&[1.0, 1.5 - 0.75, 2.0, -2.0 - 0.25, 2.0]));
+        assert_eq!(
+            shaped,
+            Shaped::Whole(&[1.0, 1.5 - 0.75, 2.0, -2.0 - 0.25, 2.0])
+        );
     }
 
     #[test]
     fn an_untouched_row_is_not_copied() {
         let mut processor = Processor::default();
-        let sampling = Sampling { seed: Some(1), ..Sampling::GREEDY };
+        let sampling = Sampling {
+            seed: Some(1),
+            ..Sampling::GREEDY
+        };
         let Shaped::Whole(row) = processor.apply(&ROW, &sampling, &[]) else {
             panic!("nothing was excluded");
         };

@@ -45,16 +45,26 @@ fn sample_whole(row: &[f32], seed: Option<u64>, place: usize, top_n: usize) -> O
         Some(seed) => draw(row, best, uniform(seed, place) * total),
     };
     let logprob = |score: f32| (f64::from(score - best) - total.ln()) as f32;
-    let top = if top_n == 0 { Vec::new() } else { top_tokens(&candidates(row, top_n), top_n) };
+    let top = if top_n == 0 {
+        Vec::new()
+    } else {
+        top_tokens(&candidates(row, top_n), top_n)
+    };
     Some(Sampled {
         token: TokenId(token as u32),
         logprob: logprob(row[token]),
-        top: top.into_iter().map(|c| (TokenId(c.id), logprob(c.score))).collect(),
+        top: top
+            .into_iter()
+            .map(|c| (TokenId(c.id), logprob(c.score)))
+            .collect(),
     })
 }
 
 fn sample_few(few: &[Candidate], seed: Option<u64>, place: usize, top_n: usize) -> Option<Sampled> {
-    let best = few.iter().map(|c| c.score).fold(f32::NEG_INFINITY, f32::max);
+    let best = few
+        .iter()
+        .map(|c| c.score)
+        .fold(f32::NEG_INFINITY, f32::max);
     if !best.is_finite() {
         return None;
     }
@@ -72,11 +82,18 @@ fn sample_few(few: &[Candidate], seed: Option<u64>, place: usize, top_n: usize) 
         }
     };
     let logprob = |score: f32| (f64::from(score - best) - total.ln()) as f32;
-    let top = if top_n == 0 { Vec::new() } else { top_tokens(few, top_n) };
+    let top = if top_n == 0 {
+        Vec::new()
+    } else {
+        top_tokens(few, top_n)
+    };
     Some(Sampled {
         token: TokenId(chosen.id),
         logprob: logprob(chosen.score),
-        top: top.into_iter().map(|c| (TokenId(c.id), logprob(c.score))).collect(),
+        top: top
+            .into_iter()
+            .map(|c| (TokenId(c.id), logprob(c.score)))
+            .collect(),
     })
 }
 
@@ -95,7 +112,9 @@ fn uniform(seed: u64, place: usize) -> f64 {
 
 /// The first token of the best score.
 fn first_of(row: &[f32], best: f32) -> Option<usize> {
-    let chunk = row.chunks(64).position(|c| c.iter().fold(false, |any, &s| any | (s == best)))?;
+    let chunk = row
+        .chunks(64)
+        .position(|c| c.iter().fold(false, |any, &s| any | (s == best)))?;
     (chunk * 64..row.len()).find(|&id| row[id] == best)
 }
 
@@ -125,7 +144,10 @@ fn draw(row: &[f32], best: f32, mut left: f64) -> usize {
         return last;
     }
     // Rounding alone leads here: the last token that can be drawn at all.
-    (last..row.len()).rev().find(|&id| exp(row[id] - best) > 0.0).unwrap_or(last)
+    (last..row.len())
+        .rev()
+        .find(|&id| exp(row[id] - best) > 0.0)
+        .unwrap_or(last)
 }
 
 /// Every token that may be among the `n` best: those of the `n` best chunks' scores and above.
@@ -134,10 +156,18 @@ fn candidates(row: &[f32], n: usize) -> Vec<Candidate> {
     let nth = tops.len().min(n) - 1;
     tops.select_nth_unstable_by(nth, |a, b| b.total_cmp(a));
     // With fewer chunks than wanted tokens no chunk's best score bounds anything.
-    let floor = if tops.len() < n { f32::NEG_INFINITY } else { tops[nth] };
+    let floor = if tops.len() < n {
+        f32::NEG_INFINITY
+    } else {
+        tops[nth]
+    };
     let wanted = |(_, score): &(usize, &f32)| **score >= floor && **score > f32::NEG_INFINITY;
     let ids = row.iter().enumerate().filter(wanted);
-    ids.map(|(id, &score)| Candidate { id: id as u32, score }).collect()
+    ids.map(|(id, &score)| Candidate {
+        id: id as u32,
+        score,
+    })
+    .collect()
 }
 
 /// The `n` best, best first, and all that equal the last of them.
@@ -158,7 +188,9 @@ mod tests {
     const ROW: [f32; 4] = [0.0, f32::NEG_INFINITY, 2.0, 2.0];
 
     fn few() -> Vec<Candidate> {
-        [(0, 0.0), (2, 2.0), (3, 2.0)].map(|(id, score)| Candidate { id, score }).to_vec()
+        [(0, 0.0), (2, 2.0), (3, 2.0)]
+            .map(|(id, score)| Candidate { id, score })
+            .to_vec()
     }
 
     #[test]
@@ -166,8 +198,15 @@ mod tests {
         for row in [Shaped::Whole(&ROW), Shaped::Few(&few())] {
             let sampled = sample(row, None, 0, 1).expect("a finite row");
             assert_eq!(sampled.token, TokenId(2));
-            assert!((sampled.logprob - (-0.758_72)).abs() < 1e-4, "{}", sampled.logprob);
-            assert_eq!(sampled.top.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [2, 3]);
+            assert!(
+                (sampled.logprob - (-0.758_72)).abs() < 1e-4,
+                "{}",
+                sampled.logprob
+            );
+            assert_eq!(
+                sampled.top.iter().map(|(id, _)| id.0).collect::<Vec<_>>(),
+                [2, 3]
+            );
             assert_eq!(sample(row, None, 0, 9).expect("a finite row").top.len(), 3);
         }
     }
@@ -178,7 +217,9 @@ mod tests {
         for n in [1, 5, 60] {
             let mut expected: Vec<usize> = (0..row.len()).collect();
             expected.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-            let top = sample(Shaped::Whole(&row), None, 0, n).expect("a finite row").top;
+            let top = sample(Shaped::Whole(&row), None, 0, n)
+                .expect("a finite row")
+                .top;
             let ids: Vec<usize> = top.iter().map(|(id, _)| id.0 as usize).collect();
             assert_eq!(ids, expected[..n]);
         }
@@ -191,12 +232,18 @@ mod tests {
             let mut counts = [0; 4];
             for place in 0..n {
                 let sampled = sample(row, Some(7), place, 0).expect("a finite row");
-                assert_eq!(sampled, sample(row, Some(7), place, 0).expect("a finite row"));
+                assert_eq!(
+                    sampled,
+                    sample(row, Some(7), place, 0).expect("a finite row")
+                );
                 counts[sampled.token.0 as usize] += 1;
             }
             let share = |id: usize| f64::from(counts[id]) / n as f64;
             assert_eq!(counts[1], 0);
-            assert!((share(0) - 0.0634).abs() < 0.01 && (share(2) - 0.468).abs() < 0.015, "{counts:?}");
+            assert!(
+                (share(0) - 0.0634).abs() < 0.01 && (share(2) - 0.468).abs() < 0.015,
+                "{counts:?}"
+            );
         }
     }
 
@@ -208,7 +255,10 @@ mod tests {
             let sampled = sample(Shaped::Whole(&row), Some(3), place, 0).expect("a finite row");
             quarters[sampled.token.0 as usize / 250] += 1;
         }
-        assert!(quarters.iter().all(|&n| (900..1100).contains(&n)), "{quarters:?}");
+        assert!(
+            quarters.iter().all(|&n| (900..1100).contains(&n)),
+            "{quarters:?}"
+        );
         assert_eq!(draw(&row, 0.0, 999.999_999), 999);
         assert_eq!(draw(&row, 0.0, 1001.0), 999);
         assert_eq!(draw(&row, 0.0, 0.0), 0);
@@ -216,7 +266,11 @@ mod tests {
 
     #[test]
     fn a_broken_row_is_no_token() {
-        for row in [[f32::NEG_INFINITY; 2], [0.0, f32::NAN], [0.0, f32::INFINITY]] {
+        for row in [
+            [f32::NEG_INFINITY; 2],
+            [0.0, f32::NAN],
+            [0.0, f32::INFINITY],
+        ] {
             assert_eq!(sample(Shaped::Whole(&row), None, 0, 0), None);
         }
     }

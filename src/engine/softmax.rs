@@ -22,10 +22,21 @@ pub(super) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = x.max(-87.0) - n * LN_2_HIGH - n * LN_2_LOW;
     let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for c in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = p * r + c;
     }
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let exponent = shifted
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .wrapping_add(127);
     let scaled = p * f32::from_bits(exponent << 23);
     if x < -87.0 { 0.0 } else { scaled }
 }
@@ -38,19 +49,29 @@ pub(super) fn best(row: &[f32]) -> f32 {
     let rest = chunks.remainder();
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            lanes[i] = if chunk[i] > lanes[i] {
+                chunk[i]
+            } else {
+                lanes[i]
+            };
             broken[i] |= chunk[i].is_nan();
         }
     }
     if broken.contains(&true) || rest.iter().any(|x| x.is_nan()) {
         return f32::NAN;
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Sum of `exp(score - best)`.
 pub(super) fn sum_exp(row: &[f32], best: f32) -> f64 {
-    row.chunks(STRETCH).map(|stretch| f64::from(stretch_sum(stretch, best))).sum()
+    row.chunks(STRETCH)
+        .map(|stretch| f64::from(stretch_sum(stretch, best)))
+        .sum()
 }
 
 /// [`sum_exp`] of at most [`STRETCH`] scores.
@@ -70,9 +91,15 @@ pub(super) fn stretch_sum(stretch: &[f32], best: f32) -> f32 {
 pub(super) fn sum_weighted(row: &[f32], best: f32) -> f64 {
     let term = |&x: &f32| {
         let distance = x - best;
-        if distance > -87.0 { distance * exp(distance) } else { 0.0 }
+        if distance > -87.0 {
+            distance * exp(distance)
+        } else {
+            0.0
+        }
     };
-    row.chunks(STRETCH).map(|stretch| f64::from(stretch.iter().map(term).sum::<f32>())).sum()
+    row.chunks(STRETCH)
+        .map(|stretch| f64::from(stretch.iter().map(term).sum::<f32>()))
+        .sum()
 }
 
 #[cfg(test)]
@@ -84,19 +111,29 @@ mod tests {
         for i in 0..870_000 {
             let x = -(i as f32) * 1e-4;
             let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((ours - exact).abs() <= exact * 2.4e-7, "{x}: {ours} for {exact}");
+            assert!(
+                (ours - exact).abs() <= exact * 2.4e-7,
+                "{x}: {ours} for {exact}"
+            );
         }
-        assert_eq!([exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)], [1.0, 0.0, 0.0]);
+        assert_eq!(
+            [exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)],
+            [1.0, 0.0, 0.0]
+        );
     }
 
     #[test]
     fn sums_agree_with_plain_ones_at_any_length() {
         for len in [1, 15, 16, 17, 255, 256, 257, 5000] {
-            let row: Vec<f32> = (0..len).map(|i| ((i * 7919) % 1000) as f32 * -0.01).collect();
+            let row: Vec<f32> = (0..len)
+                .map(|i| ((i * 7919) % 1000) as f32 * -0.01)
+                .collect();
             let exact: f64 = row.iter().map(|&x| f64::from(x - 1.0).exp()).sum();
             assert!((sum_exp(&row, 1.0) / exact - 1.0).abs() < 1e-5);
-            let weighted: f64 =
-                row.iter().map(|&x| f64::from(x - 1.0) * f64::from(x - 1.0).exp()).sum();
+            let weighted: f64 = row
+                .iter()
+                .map(|&x| f64::from(x - 1.0) * f64::from(x - 1.0).exp())
+                .sum();
             assert!((sum_weighted(&row, 1.0) / weighted - 1.0).abs() < 1e-5);
             assert_eq!(best(&row), row.iter().copied().fold(f32::MIN, f32::max));
         }

@@ -121,10 +121,20 @@ impl Checkpoint {
                 eos.push(TokenId(id));
             }
         }
-        let chat_template =
-            metadata.string("tokenizer.chat_template").map_err(malformed)?.map(str::to_owned);
+        let chat_template = metadata
+            .string("tokenizer.chat_template")
+            .map_err(malformed)?
+            .map(str::to_owned);
         let tokenizer = TokenizerSource::Gguf(metadata);
-        Ok(Self { label: path, spec, weights, names, tokenizer, chat_template, eos })
+        Ok(Self {
+            label: path,
+            spec,
+            weights,
+            names,
+            tokenizer,
+            chat_template,
+            eos,
+        })
     }
 
     fn open_folder(folder: &Path) -> Result<Self, ModelError> {
@@ -158,7 +168,10 @@ impl Checkpoint {
             })?;
             Some(text)
         } else {
-            tokenizer_config.get("chat_template").and_then(Json::as_str).map(str::to_owned)
+            tokenizer_config
+                .get("chat_template")
+                .and_then(Json::as_str)
+                .map(str::to_owned)
         };
         Ok(Self {
             label: folder.display().to_string(),

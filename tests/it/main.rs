@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test crate has no callers")]
 
 mod architecture;
+mod faults;
 mod http;
 mod invariance;
 mod parity;

@@ -1,0 +1,168 @@
+//! Who may call, from where, and that the key stays secret.
+
+use serde_json::json;
+
+use crate::support::server::{Sconce, Server};
+use crate::support::wire;
+
+const KEY: &str = "correct-horse-battery";
+const GUARDED: [&str; 4] = ["/", "/generate", "/generate_stream", "/tokenize"];
+
+fn status(server: &Server, path: &str, extra: &str) -> u16 {
+    let body = json!({"inputs": "a", "parameters": {"max_new_tokens": 1}}).to_string();
+    server.send(&wire::post(path, extra, &body)).status
+}
+
+#[test]
+fn a_key_guards_what_costs_and_nothing_else() {
+    let server = Sconce::tiny("llama-tied").env("API_KEY", KEY).serve();
+    for path in GUARDED {
+        let wrong = [
+            String::new(),
+            "authorization: Bearer wrong\r\n".to_owned(),
+            format!("authorization: {KEY}\r\n"),
+            format!("authorization: Basic {KEY}\r\n"),
+            format!("authorization: Bearer {}\r\n", KEY.to_uppercase()),
+            format!("authorization: Bearer {KEY}x\r\n"),
+            "authorization: Bearer \r\n".to_owned(),
+        ];
+        for extra in wrong {
+            let reply = server.send(&wire::post(path, &extra, r#"{"inputs":"a"}"#));
+            assert_eq!(reply.status, 401, "{path} {extra}");
+            let error = reply.json();
+            assert!(
+                error["error"].is_string() && error["error_type"].is_string(),
+                "{error}"
+            );
+        }
+        assert_eq!(
+            status(&server, path, &format!("authorization: Bearer {KEY}\r\n")),
+            200,
+            "{path}"
+        );
+        assert_eq!(
+            status(&server, path, &format!("authorization: bearer {KEY}\r\n")),
+            200,
+            "{path}"
+        );
+    }
+    for path in ["/", "/health", "/info", "/metrics", "/v1/models"] {
+        assert_eq!(server.get(path).status, 200, "{path} is open");
+    }
+    let broken = server.send(&wire::post("/generate", "", "{"));
+    assert_eq!(broken.status, 401, "the key comes before the body");
+    assert_eq!(
+        server.metric("tgi_request_failure{err=\"validation\"}"),
+        0.0
+    );
+}
+
+#[test]
+fn the_key_is_never_written() {
+    let server = Sconce::tiny("llama-tied")
+        .env("API_KEY", KEY)
+        .env("LOG_LEVEL", "trace")
+        .serve();
+    assert_eq!(
+        status(
+            &server,
+            "/generate",
+            &format!("authorization: Bearer {KEY}\r\n")
+        ),
+        200
+    );
+    assert_eq!(
+        status(
+            &server,
+            "/generate",
+            &format!("authorization: Bearer {KEY}!\r\n")
+        ),
+        401
+    );
+    assert!(!server.get("/info").body.contains(KEY) && !server.get("/metrics").body.contains(KEY));
+    server.terminate();
+    assert!(!server.log().contains(KEY), "{}", server.log());
+    let texts = [
+        Sconce::new().env("API_KEY", KEY).run("check"),
+        Sconce::new()
+            .env("API_KEY", &format!("{KEY} "))
+            .run("check"),
+        Sconce::new()
+            .env("API_KEY", KEY)
+            .flag("--port", "x")
+            .run("serve"),
+        Sconce::new()
+            .env("API_KEY", KEY)
+            .flag("--help", "")
+            .run("serve"),
+    ];
+    for output in texts {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(!text.contains(KEY), "{text}");
+    }
+}
+
+#[test]
+fn without_a_key_any_authorization_passes() {
+    let server = Sconce::tiny("llama-tied").serve();
+    for extra in [
+        "",
+        "authorization: Bearer hf_dummy\r\n",
+        "authorization: nonsense\r\n",
+    ] {
+        assert_eq!(status(&server, "/generate", extra), 200, "{extra}");
+    }
+}
+
+#[test]
+fn preflights_are_answered_before_the_key_is_asked_for() {
+    let server = Sconce::tiny("llama-tied").env("API_KEY", KEY).serve();
+    let preflight = concat!(
+        "OPTIONS /generate HTTP/1.1\r\nhost: test\r\nconnection: close\r\norigin: https://a.example\r\n",
+        "access-control-request-method: POST\r\n",
+        "access-control-request-headers: content-type,authorization\r\n\r\n"
+    );
+    let reply = server.send(preflight);
+    assert_eq!((reply.status, reply.body.as_str()), (200, ""));
+    assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(
+        reply.header("access-control-allow-methods"),
+        Some("GET,POST")
+    );
+    assert_eq!(
+        reply.header("access-control-allow-headers"),
+        Some("content-type,authorization")
+    );
+    assert_eq!(reply.header("access-control-allow-credentials"), None);
+    let refused = server.send(&wire::post(
+        "/generate",
+        "origin: https://a.example\r\n",
+        "{}",
+    ));
+    assert_eq!(
+        refused.header("access-control-allow-origin"),
+        Some("*"),
+        "a page can read its 401"
+    );
+}
+
+#[test]
+fn named_origins_are_echoed_and_others_are_not() {
+    let server = Sconce::tiny("llama-tied")
+        .env("CORS_ALLOW_ORIGIN", "https://a.example,https://b.example")
+        .serve();
+    let from = |origin: &str| {
+        let extra = format!("origin: {origin}\r\n");
+        let reply = server.send(&wire::post("/tokenize", &extra, r#"{"inputs":"a"}"#));
+        assert_eq!(reply.status, 200);
+        reply
+            .header("access-control-allow-origin")
+            .map(str::to_owned)
+    };
+    assert_eq!(
+        from("https://b.example").as_deref(),
+        Some("https://b.example")
+    );
+    assert_eq!(from("https://c.example"), None);
+}

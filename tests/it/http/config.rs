@@ -1,0 +1,226 @@
+//! Settings from file, environment and flags, and what is said about wrong ones.
+
+use std::fs;
+use std::process::Output;
+
+use tempfile::TempDir;
+
+use crate::support::server::Sconce;
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What `check` prints for a name.
+#[track_caller]
+fn checked(sconce: &Sconce, name: &str) -> String {
+    let output = sconce.run("check");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("no {name} in {text}"))
+        .trim()
+        .to_owned()
+}
+
+/// Runs `check` and `serve`, which must fail alike; the words on standard error.
+#[track_caller]
+fn refused(sconce: &Sconce) -> String {
+    let output = sconce.run("check");
+    let words = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(
+        words.starts_with("error: ") && !words.contains("panicked"),
+        "{words}"
+    );
+    let served = sconce.run("serve");
+    assert_eq!(
+        (served.status.code(), stderr(&served)),
+        (Some(1), words.clone())
+    );
+    words
+}
+
+/// A settings file.
+struct Settings {
+    folder: TempDir,
+}
+
+impl Settings {
+    fn new(text: &str) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        fs::write(folder.path().join("sconce.toml"), text).expect("a writable folder");
+        Self { folder }
+    }
+
+    fn path(&self) -> String {
+        self.folder.path().join("sconce.toml").display().to_string()
+    }
+}
+
+#[test]
+fn flags_go_over_the_environment_and_both_over_the_file() {
+    let file = Settings::new("max_concurrent_requests = 5\nmax_total_tokens = 100\n");
+    let name = "max_concurrent_requests";
+    let from_file = Sconce::new().flag("--config", &file.path());
+    assert_eq!(checked(&from_file, name), "5");
+    let from_env = from_file.env("MAX_CONCURRENT_REQUESTS", "6");
+    assert_eq!(checked(&from_env, name), "6");
+    let from_flag = from_env.flag("--max-concurrent-requests", "7");
+    assert_eq!(checked(&from_flag, name), "7");
+    assert_eq!(
+        checked(&from_flag, "max_total_tokens"),
+        "100",
+        "what is not overridden stays"
+    );
+    let named_by_env = Sconce::new().env("SCONCE_CONFIG", &file.path());
+    assert_eq!(checked(&named_by_env, name), "5");
+}
+
+#[test]
+fn a_served_file_is_in_force() {
+    let file = Settings::new("max_stop_sequences = 1\ncompute_type = \"from-file\"\n");
+    let server = Sconce::tiny("llama-tied")
+        .flag("--config", &file.path())
+        .serve();
+    assert_eq!(server.get("/info").ok()["max_stop_sequences"], 1);
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_known_one() {
+    let file = Settings::new("max_concurent_requests = 5\nprot = 1\n");
+    let words = refused(&Sconce::new().flag("--config", &file.path()));
+    assert!(
+        words.contains("`max_concurent_requests`") && words.contains("`max_concurrent_requests`"),
+        "{words}"
+    );
+    assert!(
+        words.contains("`prot`") && words.contains("`port`"),
+        "{words}"
+    );
+    assert!(words.contains("sconce.toml"), "{words}");
+}
+
+#[test]
+fn a_key_may_not_stand_in_the_file() {
+    let file = Settings::new("api_key = \"very-secret\"\n");
+    let words = refused(&Sconce::new().flag("--config", &file.path()));
+    assert!(
+        words.contains("API_KEY") && !words.contains("very-secret"),
+        "{words}"
+    );
+}
+
+#[test]
+fn wrong_files_are_named() {
+    let broken = Settings::new("port = = 1\n");
+    assert!(refused(&Sconce::new().flag("--config", &broken.path())).contains("sconce.toml"));
+    let typed = Settings::new("port = \"x\"\n");
+    assert!(refused(&Sconce::new().flag("--config", &typed.path())).contains("port"));
+    let hidden = Sconce::new()
+        .flag("--config", &typed.path())
+        .flag("--port", "1");
+    assert!(
+        refused(&hidden).contains("port"),
+        "a flag does not hide a wrong value"
+    );
+    let absent = refused(&Sconce::new().flag("--config", "/no/such/file.toml"));
+    assert!(absent.contains("/no/such/file.toml"), "{absent}");
+}
+
+#[test]
+fn all_faults_are_reported_at_once() {
+    let words = refused(
+        &Sconce::new()
+            .flag("--max-best-of", "0")
+            .flag("--dtype", "int3"),
+    );
+    assert!(
+        words.contains("max_best_of") && words.contains("int3"),
+        "{words}"
+    );
+}
+
+#[test]
+fn limits_that_contradict_each_other_are_refused() {
+    let words = refused(
+        &Sconce::new()
+            .flag("--max-total-tokens", "64")
+            .flag("--max-input-tokens", "64"),
+    );
+    assert!(
+        words.contains("max_input_tokens") && words.contains("max_total_tokens"),
+        "{words}"
+    );
+    let words = refused(
+        &Sconce::new()
+            .flag("--max-total-tokens", "64")
+            .flag("--max-batch-total-tokens", "32"),
+    );
+    assert!(words.contains("max_batch_total_tokens"), "{words}");
+    let words = refused(&Sconce::new().flag("--max-total-tokens", "1000000"));
+    assert!(words.contains("max_total_tokens"), "{words}");
+    let words = refused(
+        &Sconce::new()
+            .flag("--max-input-tokens", "8")
+            .flag("--max-input-length", "8"),
+    );
+    assert!(words.contains("max_input_length"), "{words}");
+    let words = refused(&Sconce::new().flag("--num-shard", "2"));
+    assert!(words.contains("num_shard"), "{words}");
+}
+
+#[test]
+fn the_older_name_of_a_limit_counts() {
+    let sconce = Sconce::new()
+        .env("MAX_INPUT_LENGTH", "50")
+        .env("MAX_TOTAL_TOKENS", "60");
+    assert_eq!(checked(&sconce, "max_input_tokens"), "50");
+}
+
+#[test]
+fn a_host_name_is_ignored_with_a_warning() {
+    let server = Sconce::tiny("llama-tied")
+        .env("HOSTNAME", "a1b2c3d4e5f6")
+        .serve();
+    assert!(server.address().ip().is_loopback());
+    let warned = server.log_lines().iter().any(|line| {
+        line["level"] == "WARN"
+            && line["message"]
+                .as_str()
+                .is_some_and(|text| text.contains("a1b2c3d4e5f6"))
+    });
+    assert!(warned, "{}", server.log());
+}
+
+#[test]
+fn settings_of_tgi_without_effect_are_taken_with_a_warning() {
+    let server = Sconce::tiny("llama-tied")
+        .flag("--waiting-served-ratio", "0.3")
+        .env("MAX_WAITING_TOKENS", "20")
+        .env("TRUST_REMOTE_CODE", "true")
+        .env("NUM_SHARD", "1")
+        .serve();
+    let log = server.log();
+    for name in [
+        "waiting_served_ratio",
+        "max_waiting_tokens",
+        "trust_remote_code",
+    ] {
+        assert!(log.contains(name), "{name} in {log}");
+    }
+}
+
+#[test]
+fn a_taken_port_is_said() {
+    let server = Sconce::tiny("llama-tied").serve();
+    let second = Sconce::tiny("llama-tied")
+        .flag("--port", &server.address().port().to_string())
+        .run("serve");
+    let words = stderr(&second);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        words.contains(&format!("error: cannot listen on {}", server.address())),
+        "{words}"
+    );
+}

@@ -1,0 +1,12 @@
+//! The server from outside: its own binary in a process of its own, spoken to over a socket.
+
+mod auth;
+mod bodies;
+mod concurrency;
+mod config;
+mod errors;
+mod lifecycle;
+mod metrics;
+mod models;
+mod sampling;
+mod text;
