@@ -368,8 +368,8 @@ fn a_silent_stream_is_kept_alive_by_comments() {
     let model = Copy::endless();
     let server = Sconce::new()
         .flag("--model-id", &model.path().display().to_string())
-        .flag("--max-total-tokens", "32768")
-        .flag("--max-batch-total-tokens", "32768")
+        .flag("--max-total-tokens", "131072")
+        .flag("--max-batch-total-tokens", "131072")
         .flag("--max-batch-size", "1")
         .flag("--keep-alive-seconds", "1")
         .serve();

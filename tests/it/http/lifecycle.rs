@@ -20,8 +20,8 @@ impl Endless {
         let model = Copy::endless();
         let sconce = Sconce::new()
             .flag("--model-id", &model.path().display().to_string())
-            .flag("--max-total-tokens", "32768")
-            .flag("--max-batch-total-tokens", "65536");
+            .flag("--max-total-tokens", "131072")
+            .flag("--max-batch-total-tokens", "262144");
         Self {
             server: setup(sconce).serve(),
             _model: model,
@@ -144,6 +144,11 @@ fn a_caller_that_leaves_the_waiting_line_is_forgotten() {
     drop(waiting);
     server.await_metric("tgi_queue_size", |size| size == 0.0);
     server.await_metric(DROPPED, |dropped| dropped == 1.0);
+    assert_eq!(
+        server.metric("tgi_batch_next_size_sum"),
+        1.0,
+        "it never ran"
+    );
     assert!(running.next_event().is_some(), "the other goes on");
     drop(running);
     endless.assert_idle();

@@ -35,7 +35,7 @@ impl Copy {
             copy.edit_json(name, |json| json["eos_token_id"] = 999_999.into());
         }
         copy.edit_json("config.json", |json| {
-            json["max_position_embeddings"] = 65_536.into()
+            json["max_position_embeddings"] = 131_072.into()
         });
         copy
     }
