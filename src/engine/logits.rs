@@ -73,9 +73,11 @@ impl Processor {
                 );
             }
             if *temperature != 1.0 {
+                // Differences to the best score, so that no temperature, however small, overflows.
+                let best = softmax::best(&self.scores);
                 self.scores
                     .iter_mut()
-                    .for_each(|score| *score /= temperature);
+                    .for_each(|score| *score = (*score - best) / temperature);
             }
             &self.scores
         } else {
@@ -138,7 +140,7 @@ fn penalise(
             } else {
                 *score / repetition
             };
-            *score -= frequency * count as f32 / length;
+            *score = (*score - frequency * count as f32 / length).clamp(f32::MIN, f32::MAX);
         }
     }
 }
@@ -339,6 +341,23 @@ mod tests {
             shaped,
             Shaped::Whole(&[1.0, 1.5 - 0.75, 2.0, -2.0 - 0.25, 2.0])
         );
+    }
+
+    #[test]
+    fn extreme_settings_leave_a_row_that_can_be_drawn_from() {
+        let seen = [TokenId(2), TokenId(3)];
+        for (temperature, repetition_penalty) in [(1e-40, 1.0), (1e-40, 1e-40), (1.0, 1e-40)] {
+            let sampling = Sampling {
+                temperature,
+                repetition_penalty,
+                ..Sampling::GREEDY
+            };
+            let mut processor = Processor::default();
+            let Shaped::Whole(row) = processor.apply(&ROW, &sampling, &seen) else {
+                panic!("nothing was excluded");
+            };
+            assert!(softmax::best(row).is_finite(), "{row:?}");
+        }
     }
 
     #[test]

@@ -192,8 +192,13 @@ impl Weights {
                 }
             }
         }
+        // With one file its name helps more than the folder's.
+        let path = match files {
+            [single] => single.as_path(),
+            _ => folder,
+        };
         Ok(Self {
-            path: folder.display().to_string(),
+            path: path.display().to_string(),
             tensors,
         })
     }

@@ -210,12 +210,23 @@ impl Product<'_> {
                 let row = self.weight.data().as_ptr().add((first + j) * row_bytes);
                 unpack::row::<L, U, true>(row, k, panel.add(j * padded));
             }
+            let bytes = n.saturating_sub(first + PANEL).min(PANEL) * row_bytes;
+            let tiles = self.m.div_ceil(ROWS) * count.div_ceil(COLS);
+            let mut ahead = Ahead {
+                next: self
+                    .weight
+                    .data()
+                    .as_ptr()
+                    .wrapping_add((first + PANEL) * row_bytes),
+                left: bytes,
+                part: bytes.div_ceil(tiles).next_multiple_of(64),
+            };
             for i in (0..self.m).step_by(ROWS) {
                 match (self.m - i).min(ROWS) {
-                    1 => self.strip::<L, 1, COLS>(panel, i, first, count),
-                    2 => self.strip::<L, 2, COLS>(panel, i, first, count),
-                    3 => self.strip::<L, 3, COLS>(panel, i, first, count),
-                    _ => self.strip::<L, ROWS, COLS>(panel, i, first, count),
+                    1 => self.strip::<L, 1, COLS>(panel, i, first, count, &mut ahead),
+                    2 => self.strip::<L, 2, COLS>(panel, i, first, count, &mut ahead),
+                    3 => self.strip::<L, 3, COLS>(panel, i, first, count, &mut ahead),
+                    _ => self.strip::<L, ROWS, COLS>(panel, i, first, count, &mut ahead),
                 }
             }
         }
@@ -229,11 +240,13 @@ impl Product<'_> {
         i: usize,
         first: usize,
         count: usize,
+        ahead: &mut Ahead,
     ) {
         let k = self.weight.k();
         let padded = k.next_multiple_of(LANES);
         let x = row_pointers::<ROWS>(self.x.add(i * k), k, ROWS);
         for j in (0..count).step_by(COLS) {
+            ahead.ask::<L>();
             let w = row_pointers::<COLS>(panel.add(j * padded), padded, count - j);
             let mut sums = [[L::splat(0.0); COLS]; ROWS];
             let whole = k / LANES * LANES;
@@ -285,6 +298,26 @@ impl Product<'_> {
                 }
             }
         }
+    }
+}
+
+/// The bytes of the next panel, asked for a part at a time while this one is multiplied: reading and arithmetic
+/// overlap, where unpacking a cold panel would wait for memory with idle multipliers.
+struct Ahead {
+    next: *const u8,
+    left: usize,
+    part: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    unsafe fn ask<L: Lanes>(&mut self) {
+        let bytes = self.part.min(self.left);
+        for line in (0..bytes).step_by(64) {
+            L::prefetch_later(self.next.wrapping_add(line));
+        }
+        self.next = self.next.wrapping_add(bytes);
+        self.left -= bytes;
     }
 }
 

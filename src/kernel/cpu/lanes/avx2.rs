@@ -246,4 +246,9 @@ impl Lanes for Avx2 {
     unsafe fn prefetch(address: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
+
+    #[inline(always)]
+    unsafe fn prefetch_later(address: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
 }

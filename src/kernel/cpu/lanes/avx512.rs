@@ -154,6 +154,11 @@ impl Lanes for Avx512 {
     unsafe fn prefetch(address: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
+
+    #[inline(always)]
+    unsafe fn prefetch_later(address: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, n: usize) -> Self {
         Self(_mm512_maskz_loadu_ps(first(n), from))

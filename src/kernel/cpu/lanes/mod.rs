@@ -88,6 +88,12 @@ pub(super) trait Lanes: Copy {
         let _ = address;
     }
 
+    /// As [`Lanes::prefetch`], for a line needed after the nearest cache has been filled with others.
+    #[inline(always)]
+    unsafe fn prefetch_later(address: *const u8) {
+        let _ = address;
+    }
+
     /// The first `n <= 16` elements, zero in the other lanes; reads no further.
     #[inline(always)]
     unsafe fn load_first(from: *const f32, n: usize) -> Self {
