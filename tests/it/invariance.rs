@@ -4,10 +4,12 @@
 //! cold or a warm prefix cache, preempted or not, on one thread or three.
 
 use std::num::NonZeroU32;
+use std::sync::mpsc::{Receiver, channel};
 
 use sconce::generation::Sampling;
+use sconce::model::{CausalLm, Decoder, Logits, ModelError, StepInput};
 
-use crate::support::engine::{Answer, Ask, Setup, case, start};
+use crate::support::engine::{Answer, Ask, Setup, case, start, start_wrapped};
 
 /// Sixteen requests of unequal length, some greedy, some sampled, some sharing a beginning.
 fn asks(vocab: u32) -> Vec<Ask> {
@@ -125,15 +127,40 @@ fn company_does_not_matter_with_quantised_weights() {
     check("llama-gguf-q8_0");
 }
 
+/// A model that does not begin before it is told to.
+struct Gated {
+    model: Decoder,
+    gate: Option<Receiver<()>>,
+}
+
+impl CausalLm for Gated {
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    fn forward(&mut self, step: &StepInput<'_>, logits: &mut Logits) -> Result<(), ModelError> {
+        if let Some(gate) = self.gate.take() {
+            gate.recv().expect("the test opens the gate");
+        }
+        self.model.forward(step, logits)
+    }
+}
+
 #[test]
 fn one_step_is_one_forward_whatever_the_batch() {
-    let running = start(&case("llama-gguf-q8_0"), Setup::default());
+    let (open, gate) = channel();
+    let running = start_wrapped(&case("llama-gguf-q8_0"), Setup::default(), |model| {
+        Box::new(Gated {
+            model,
+            gate: Some(gate),
+        })
+    });
     let asks: Vec<Ask> = (0..16).map(|i| Ask::greedy(&[i + 1], 32)).collect();
-    running.run(&asks);
-    // Sixteen jobs arrive one after the other, so the first few steps hold fewer; a loop over rows would
-    // need 16 x 32.
+    running.run_when_all_wait(&asks, || open.send(()).expect("the model waits"));
+    // The first step holds those that had arrived when it began, so the last of the others end one step
+    // later. A loop over rows would need 16 x 32.
     let forwards = running.metrics.forward_count.get();
-    assert!((32..32 + 17).contains(&forwards), "{forwards} forwards");
+    assert!((32..=33).contains(&forwards), "{forwards} forwards");
 }
 
 #[test]

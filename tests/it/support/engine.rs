@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sconce::engine::{self, Engine, Job, Output};
 use sconce::generation::{Sampling, Tenant, TokenId};
-use sconce::model::{Checkpoint, Cpu, Decoder, FloatType, Tier};
+use sconce::model::{CausalLm, Checkpoint, Cpu, Decoder, FloatType, Tier};
 use sconce::telemetry::{HistogramRanges, Metrics};
 
 /// How an engine is set up; the default is roomy.
@@ -61,6 +61,15 @@ pub fn case(name: &str) -> PathBuf {
 
 /// Starts an engine over a model.
 pub fn start(model: &Path, setup: Setup) -> Running {
+    start_wrapped(model, setup, |decoder| Box::new(decoder))
+}
+
+/// Starts an engine over what `wrap` makes of a model.
+pub fn start_wrapped(
+    model: &Path,
+    setup: Setup,
+    wrap: impl FnOnce(Decoder) -> Box<dyn CausalLm>,
+) -> Running {
     let checkpoint = Checkpoint::open(model, setup.dtype).expect("a sound model");
     let not_zero = |n| NonZeroUsize::new(n).expect("not zero");
     let cpu = Cpu::new(not_zero(setup.threads), setup.tier).expect("an available tier");
@@ -76,7 +85,7 @@ pub fn start(model: &Path, setup: Setup) -> Running {
         num_blocks: setup.num_blocks,
     };
     let engine =
-        engine::start(Box::new(decoder), config, Arc::clone(&metrics)).expect("a thread to run on");
+        engine::start(wrap(decoder), config, Arc::clone(&metrics)).expect("a thread to run on");
     Running { engine, metrics }
 }
 
@@ -104,6 +113,11 @@ impl Ask {
 impl Running {
     /// Runs all sequences at once and returns their answers in order.
     pub fn run(&self, asks: &[Ask]) -> Vec<Answer> {
+        self.run_when_all_wait(asks, || {})
+    }
+
+    /// As [`Running::run`], calling `all_wait` when every sequence has been handed over.
+    pub fn run_when_all_wait(&self, asks: &[Ask], all_wait: impl FnOnce()) -> Vec<Answer> {
         let submit = |ask: &Ask| {
             self.engine.submit(|output| Job {
                 prompt: ask.prompt.iter().copied().map(TokenId).collect(),
@@ -120,6 +134,7 @@ impl Running {
             .iter()
             .map(|ask| submit(ask).expect("room in the queue"))
             .collect();
+        all_wait();
         receivers
             .into_iter()
             .map(|mut receiver| {
