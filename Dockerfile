@@ -12,5 +12,5 @@ RUN useradd --system --no-create-home --uid 10001 sconce
 COPY --from=build /build/target/release/sconce /usr/local/bin/sconce
 USER sconce
 EXPOSE 3000
-ENTRYPOINT ["sconce"]
-CMD ["serve", "--hostname", "0.0.0.0"]
+# Settings follow the image's name: `docker run … sconce --model-id /model`; a later --hostname wins.
+ENTRYPOINT ["sconce", "serve", "--hostname", "0.0.0.0"]

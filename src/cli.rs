@@ -20,6 +20,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a model over HTTP
+    #[command(args_override_self = true)]
     Serve(Box<ServeArgs>),
     /// Check a configuration and the model it names, print what would be served, and stop
     Check(Box<CheckArgs>),

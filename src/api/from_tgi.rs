@@ -196,6 +196,7 @@ pub(super) fn request(
         grammar: grammar.as_ref().map(grammar_of),
         top_n_tokens: top_n as usize,
         prompt_logprobs: *decoder_input_details && frame.prompt_logprobs,
+        accounted: true,
         tenant: Tenant::anonymous(),
         accepted_at: frame.accepted_at,
         deadline: Some(frame.deadline),

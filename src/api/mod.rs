@@ -89,10 +89,17 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
 
 fn cors(allowed: &[HeaderValue]) -> CorsLayer {
     let exposed = [
-        "x-compute-type",
-        "x-compute-time",
+        "retry-after",
         "x-compute-characters",
+        "x-compute-time",
+        "x-compute-type",
+        "x-generated-tokens",
+        "x-inference-time",
+        "x-prompt-tokens",
+        "x-queue-time",
+        "x-time-per-token",
         "x-total-time",
+        "x-validation-time",
     ];
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])

@@ -94,6 +94,7 @@ fn accept(
     streaming: bool,
 ) -> Result<(Vec<Request>, Permit), Error> {
     let accepted_at = Instant::now();
+    api.dispatcher.count_request();
     let GenerateRequest { inputs, parameters } = body;
     if streaming {
         from_tgi::check_streaming(parameters)?;
@@ -112,6 +113,7 @@ fn accept(
     for _ in 1..count {
         let mut sibling = requests[0].clone();
         sibling.sampling.seed = Some(from_tgi::random_seed()?);
+        sibling.accounted = false;
         requests.push(sibling);
     }
     Ok((requests, permit))

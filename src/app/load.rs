@@ -35,6 +35,15 @@ impl Loaded {
             }
             ModelSource::Path(path) => Checkpoint::open(path, settings.dtype)?,
         };
+        let reads_config = matches!(checkpoint.tokenizer(), TokenizerSource::Json { .. });
+        if settings.tokenizer_config_path.is_some() && !reads_config {
+            tracing::warn!(
+                "`tokenizer_config_path` has no effect: this model brings its tokenizer in GGUF metadata"
+            );
+        }
+        if settings.dtype.is_some() && settings.model == ModelSource::Embedded {
+            tracing::warn!("`dtype` has no effect on the embedded model");
+        }
         let config = match &settings.tokenizer_config_path {
             Some(path) => Some(std::fs::read(path).map_err(|source| ModelError::Io {
                 path: path.display().to_string(),
@@ -70,6 +79,7 @@ impl Loaded {
     pub(super) fn facts(&self) -> ModelFacts {
         ModelFacts {
             max_positions: self.checkpoint.spec().max_positions,
+            vocab: self.checkpoint.spec().vocab,
             kv_bytes_per_token: self.checkpoint.spec().kv_bytes_per_token(),
             weight_bytes: self.checkpoint.size_bytes(),
         }
@@ -81,10 +91,12 @@ fn tokenizer(source: &TokenizerSource, config: Option<Vec<u8>>) -> Result<Tokeni
         TokenizerSource::Json {
             tokenizer,
             config: own,
+            special_tokens,
         } => {
-            let own = (*own != Json::Null).then(|| own.to_string().into_bytes());
-            let config = config.or(own);
-            let special = SpecialTokens::from_json(config.as_deref(), None)?;
+            let bytes = |json: &Json| (*json != Json::Null).then(|| json.to_string().into_bytes());
+            let config = config.or(bytes(own));
+            let map = bytes(special_tokens);
+            let special = SpecialTokens::from_json(config.as_deref(), map.as_deref())?;
             Tokenizer::from_json(tokenizer, special)
         }
         TokenizerSource::Gguf(metadata) => Tokenizer::from_gguf(vocabulary(metadata)?),
@@ -111,7 +123,9 @@ fn vocabulary(metadata: &Metadata) -> Result<GgufVocabulary, TextError> {
             .ok_or_else(|| missing("tokenizer.ggml.model"))?
             .to_owned(),
         pre: string("tokenizer.ggml.pre")?.map(str::to_owned),
-        tokens: texts("tokenizer.ggml.tokens")?.ok_or_else(|| missing("tokenizer.ggml.tokens"))?,
+        tokens: texts("tokenizer.ggml.tokens")?
+            .ok_or_else(|| missing("tokenizer.ggml.tokens"))?
+            .to_vec(),
         token_types: metadata
             .i32s("tokenizer.ggml.token_type")
             .map_err(wrong("tokenizer.ggml.token_type"))?
@@ -119,8 +133,9 @@ fn vocabulary(metadata: &Metadata) -> Result<GgufVocabulary, TextError> {
         scores: metadata
             .f32s("tokenizer.ggml.scores")
             .map_err(wrong("tokenizer.ggml.scores"))?
-            .unwrap_or_default(),
-        merges: texts("tokenizer.ggml.merges")?.unwrap_or_default(),
+            .unwrap_or_default()
+            .to_vec(),
+        merges: texts("tokenizer.ggml.merges")?.unwrap_or_default().to_vec(),
         bos: id("tokenizer.ggml.bos_token_id")?,
         eos: id("tokenizer.ggml.eos_token_id")?,
         unk: id("tokenizer.ggml.unknown_token_id")?,

@@ -87,15 +87,16 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     );
     let engine = engine::start(Box::new(decoder), capacity.engine, Arc::clone(&metrics))
         .map_err(AppError::Start)?;
-    let dispatcher = Dispatcher::new(
-        capacity.dispatch,
-        engine,
-        loaded.tokenizer,
-        loaded.eos,
-        metrics,
-    );
-    let routes = api::routes(api_config(&settings), dispatcher, info);
-    server::run(routes, &settings)
+    let Loaded {
+        checkpoint,
+        tokenizer,
+        eos,
+    } = loaded;
+    // The decoder holds the weights; the rest, tokenizer files above all, has been used up.
+    drop(checkpoint);
+    let dispatcher = Dispatcher::new(capacity.dispatch, engine, tokenizer, eos, metrics);
+    let routes = api::routes(api_config(&settings), dispatcher.clone(), info);
+    server::run(routes, &settings, || dispatcher.is_idle())
 }
 
 /// Opens everything `serve` would, and says what it found.

@@ -4,6 +4,7 @@
 //! request's head; half-open and slow clients then cost a socket for that long and no more.
 
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::body::Incoming;
@@ -22,19 +23,46 @@ use crate::config::Settings;
 const ASYNC_THREADS: usize = 2;
 
 /// Serves until SIGTERM or SIGINT, then waits for running requests as long as the settings allow.
-pub(super) fn run(routes: Router, settings: &Settings) -> Result<(), AppError> {
+///
+/// `is_idle` says whether no request is being answered.
+pub(super) fn run(
+    routes: Router,
+    settings: &Settings,
+    is_idle: impl Fn() -> bool,
+) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
         .enable_all()
         .build()
         .map_err(AppError::Start)?;
-    let result = runtime.block_on(listen(routes, settings));
+    let result = runtime.block_on(listen(routes, settings, is_idle));
     // Requests that outlived the drain are dropped with the runtime.
     runtime.shutdown_background();
     result
 }
 
-async fn listen(routes: Router, settings: &Settings) -> Result<(), AppError> {
+/// How long the server must have been idle before connections that never sent a whole request, or never
+/// take an answer that is finished, are given up in a drain.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Returns when no request has been answered for [`QUIET`].
+async fn quiet(is_idle: impl Fn() -> bool) {
+    let mut since = Instant::now();
+    loop {
+        tokio::time::sleep(QUIET / 20).await;
+        if !is_idle() {
+            since = Instant::now();
+        } else if since.elapsed() >= QUIET {
+            return;
+        }
+    }
+}
+
+async fn listen(
+    routes: Router,
+    settings: &Settings,
+    is_idle: impl Fn() -> bool,
+) -> Result<(), AppError> {
     let address = settings.address;
     let listener = TcpListener::bind(address)
         .await
@@ -61,7 +89,7 @@ async fn listen(routes: Router, settings: &Settings) -> Result<(), AppError> {
             Err(error) => {
                 // Mostly too many open files: wait for some to close rather than spin.
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
@@ -86,6 +114,7 @@ async fn listen(routes: Router, settings: &Settings) -> Result<(), AppError> {
         result = &mut drained => if result.is_err() {
             tracing::warn!("requests still running at the end of the drain are dropped");
         },
+        () = quiet(is_idle) => tracing::info!("connections without a request are closed"),
         _ = terminate.recv() => tracing::warn!("second signal: stopping at once"),
         _ = interrupt.recv() => tracing::warn!("second signal: stopping at once"),
     }

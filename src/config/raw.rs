@@ -4,6 +4,7 @@
 //! variable `MAX_TOTAL_TOKENS` and the key `max_total_tokens` are the same. Nothing has a default here.
 //! Secrets cannot stand in the file.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser};
@@ -123,7 +124,7 @@ pub struct RawConfig {
     /// Key that callers must show as `Authorization: Bearer`; not allowed in the file
     #[arg(long, env = "API_KEY", hide_env_values = true)]
     #[serde(skip)]
-    pub api_key: Option<String>,
+    pub api_key: Option<Secret>,
 
     /// Origins whose pages may call; repeatable, or a comma list in the environment [default: all]
     #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',')]
@@ -157,10 +158,31 @@ pub struct RawConfig {
     #[arg(long, env = "JSON_OUTPUT", num_args = 0..=1, default_missing_value = "true")]
     pub json_output: Option<bool>,
 
+    /// A host name given where an address belongs; noted so that a warning can say so.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub ignored_hostname: Option<String>,
+
     /// Settings of TGI that have no effect here.
     #[command(flatten)]
     #[serde(flatten)]
     pub tgi_only: TgiOnly,
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq)]
+pub struct Secret(pub String);
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// TGI's settings that this server takes so that existing commands keep working, and warns about.
@@ -186,6 +208,42 @@ pub struct TgiOnly {
     /// (TGI) must be absent: a local model has no revisions
     #[arg(long, env = "REVISION", hide = true)]
     pub revision: Option<String>,
+
+    /// (TGI) must be absent: frequencies are the model's own
+    #[arg(long, env = "ROPE_SCALING", hide = true)]
+    pub rope_scaling: Option<String>,
+
+    /// (TGI) must be absent: frequencies are the model's own
+    #[arg(long, env = "ROPE_FACTOR", hide = true)]
+    pub rope_factor: Option<f32>,
+
+    /// (TGI) no effect: the KV cache holds 32-bit floats
+    #[arg(long, env = "KV_CACHE_DTYPE", hide = true)]
+    pub kv_cache_dtype: Option<String>,
+
+    /// (TGI) no effect: models are not downloaded
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", hide = true)]
+    pub huggingface_hub_cache: Option<String>,
+
+    /// (TGI) no effect: give the folder as model_id
+    #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE", hide = true)]
+    pub weights_cache_override: Option<String>,
+
+    /// (TGI) no effect: no traces are sent
+    #[arg(long, env = "OTLP_ENDPOINT", hide = true)]
+    pub otlp_endpoint: Option<String>,
+
+    /// (TGI) no effect: no traces are sent
+    #[arg(long, env = "OTLP_SERVICE_NAME", hide = true)]
+    pub otlp_service_name: Option<String>,
+
+    /// (TGI) no effect: watermarks are refused
+    #[arg(long, env = "WATERMARK_GAMMA", hide = true)]
+    pub watermark_gamma: Option<f32>,
+
+    /// (TGI) no effect: watermarks are refused
+    #[arg(long, env = "WATERMARK_DELTA", hide = true)]
+    pub watermark_delta: Option<f32>,
 
     /// (TGI) no effect: no speculation yet
     #[arg(long, env = "SPECULATE", hide = true)]
@@ -234,7 +292,18 @@ impl RawConfig {
     /// Errors: the file cannot be read or parsed, a key is unknown (with the nearest known one), a value
     /// has another type.
     pub fn read(args: ServeArgs) -> Result<Self, ConfigError> {
-        let ServeArgs { config, settings } = args;
+        let ServeArgs {
+            config,
+            mut settings,
+        } = args;
+        // Container runtimes set HOSTNAME to a name: it must not hide the file's address.
+        if settings
+            .hostname
+            .as_deref()
+            .is_some_and(|name| name.parse::<IpAddr>().is_err())
+        {
+            settings.ignored_hostname = settings.hostname.take();
+        }
         match config {
             None => Ok(settings),
             Some(path) => {
@@ -253,7 +322,12 @@ impl RawConfig {
                 e.to_string().trim_end()
             )])
         };
-        let mut table: Table = file.parse().map_err(|e: toml::de::Error| fault(&e))?;
+        // The place of a fault, not the line itself: somebody may have put a secret there.
+        let mut table: Table = file.parse().map_err(|e: toml::de::Error| {
+            let before = &file[..e.span().map_or(0, |span| span.start)];
+            let line = before.matches('\n').count() + 1;
+            fault(&format!("line {line}: {}", e.message()))
+        })?;
         let known = known_keys();
         let unknown: Vec<String> = table
             .keys()
@@ -269,6 +343,7 @@ impl RawConfig {
         let merged = Self::deserialize(table).map_err(|e| fault(&e))?;
         Ok(Self {
             api_key: self.api_key,
+            ignored_hostname: self.ignored_hostname,
             ..merged
         })
     }
@@ -326,7 +401,26 @@ mod tests {
         let merged = over(flags, "port = 1\nmax_best_of = 3\nspeculate = 2").expect("a sound file");
         assert_eq!((merged.port, merged.max_best_of), (Some(8080), Some(3)));
         assert_eq!(merged.tgi_only.speculate, Some(2));
-        assert_eq!(merged.api_key.as_deref(), Some("k"));
+        assert_eq!(merged.api_key, Some(Secret("k".into())));
+        assert!(!format!("{merged:?}").contains("\"k\""));
+    }
+
+    #[test]
+    fn a_host_name_does_not_hide_the_address_of_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s.toml");
+        std::fs::write(&path, "hostname = '0.0.0.0'").expect("a file");
+        let settings = RawConfig {
+            hostname: Some("a1b2c3".into()),
+            ..RawConfig::default()
+        };
+        let args = ServeArgs {
+            config: Some(path),
+            settings,
+        };
+        let read = RawConfig::read(args).expect("a sound file");
+        assert_eq!(read.hostname.as_deref(), Some("0.0.0.0"));
+        assert_eq!(read.ignored_hostname.as_deref(), Some("a1b2c3"));
     }
 
     #[test]
@@ -366,6 +460,10 @@ mod tests {
         };
         let wrong = over(flags, "port = 'high'").expect_err("a wrong type");
         assert!(wrong.to_string().contains("port"), "{wrong}");
-        assert!(over(RawConfig::default(), "port = ").is_err());
+        for broken in ["port = ", "api_key = hunter2x", "api_key = 'hunter2x"] {
+            let error = over(RawConfig::default(), broken).expect_err(broken);
+            assert!(!error.to_string().contains("hunter2x"), "{error}");
+            assert!(error.to_string().starts_with("s.toml: line 1: "), "{error}");
+        }
     }
 }

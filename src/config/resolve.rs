@@ -86,6 +86,8 @@ pub struct Settings {
 pub struct ModelFacts {
     /// The model's context.
     pub max_positions: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
     /// Bytes of KV cache one token takes.
     pub kv_bytes_per_token: usize,
     /// Bytes of all weights.
@@ -101,6 +103,11 @@ pub struct Capacity {
     pub dispatch: dispatch::Config,
 }
 
+/// No count of requests, tokens or bytes that an operator can mean is larger.
+const MOST: usize = 1 << 40;
+/// Every waiting request has a place of its own in the engine's queue.
+const MOST_REQUESTS: usize = 1 << 16;
+const MOST_THREADS: usize = 1024;
 const DEFAULT_CONCURRENCY: usize = 128;
 /// A step's token budget: enough rows to work at the speed of arithmetic, few enough that running answers
 /// do not stall for long behind a prompt.
@@ -144,31 +151,33 @@ impl Settings {
             compute_type,
             log_level,
             json_output,
+            ignored_hostname,
             tgi_only,
         } = raw;
         let mut faults = Faults(Vec::new());
         let mut warnings = tgi_only_faults(&tgi_only, &mut faults);
 
+        let not_an_address =
+            |name: &str| format!("hostname `{name}` is not an IP address and is ignored");
+        warnings.extend(ignored_hostname.as_deref().map(not_an_address));
         let ip = match hostname.as_deref().map(str::parse::<IpAddr>) {
-            None => IpAddr::V4(Ipv4Addr::LOCALHOST),
             Some(Ok(ip)) => ip,
             Some(Err(_)) => {
-                let name = hostname.unwrap_or_default();
-                warnings.push(format!(
-                    "hostname `{name}` is not an IP address and is ignored; listening on 127.0.0.1"
-                ));
+                warnings.extend(hostname.as_deref().map(not_an_address));
                 IpAddr::V4(Ipv4Addr::LOCALHOST)
             }
+            None => IpAddr::V4(Ipv4Addr::LOCALHOST),
         };
         if max_input_tokens.is_some() && max_input_length.is_some() {
             faults.add(
                 "max_input_tokens and max_input_length are the same setting; give one of them",
             );
         }
-        let max_concurrent_requests = faults.positive(
+        let max_concurrent_requests = faults.count(
             "max_concurrent_requests",
             max_concurrent_requests,
             DEFAULT_CONCURRENCY,
+            MOST_REQUESTS,
         );
         let max_request_duration = faults.seconds("max_request_seconds", max_request_seconds, 600);
         let settings = Self {
@@ -183,7 +192,7 @@ impl Settings {
             body_read: faults
                 .seconds("body_read_seconds", body_read_seconds, 60)
                 .min(max_request_duration),
-            threads: faults.positive("cpu_threads", cpu_threads, machine.cpus.get()),
+            threads: faults.count("cpu_threads", cpu_threads, machine.cpus.get(), MOST_THREADS),
             tier: cpu_tier.and_then(|name| tier(&name, &mut faults)),
             log: LogSettings {
                 level: log_level.unwrap_or_else(|| "info".to_owned()),
@@ -199,22 +208,24 @@ impl Settings {
             payload_limit_bytes: faults
                 .positive("payload_limit", payload_limit, 2_000_000)
                 .get(),
-            api_key: api_key.and_then(|key| ApiKey::new(key).map_err(|e| faults.add(e)).ok()),
+            api_key: api_key.and_then(|key| ApiKey::new(key.0).map_err(|e| faults.add(e)).ok()),
             cors_allow_origin: origins(cors_allow_origin.unwrap_or_default(), &mut faults),
             keep_alive: faults.seconds("keep_alive_seconds", keep_alive_seconds, 15),
             compute_type: header(compute_type, &mut faults),
             max_concurrent_requests,
             max_input_tokens: max_input_tokens.or(max_input_length),
-            max_total_tokens,
+            max_total_tokens: max_total_tokens
+                .map(|n| faults.positive("max_total_tokens", Some(n), 1).get()),
             max_batch_prefill_tokens: faults.positive(
                 "max_batch_prefill_tokens",
                 max_batch_prefill_tokens,
                 DEFAULT_STEP_TOKENS,
             ),
-            max_batch_total_tokens,
+            max_batch_total_tokens: max_batch_total_tokens
+                .map(|n| faults.positive("max_batch_total_tokens", Some(n), 1).get()),
             max_batch_size: max_batch_size.map(|n| faults.positive("max_batch_size", Some(n), 1)),
             validation_workers: faults
-                .positive("validation_workers", validation_workers, 2)
+                .count("validation_workers", validation_workers, 2, MOST_THREADS)
                 .get(),
             prompt_logprobs: enable_prefill_logprobs.unwrap_or(false),
             max_request_duration,
@@ -237,16 +248,44 @@ impl Settings {
     pub fn capacity(&self, model: &ModelFacts) -> Result<Capacity, ConfigError> {
         let mut faults = Faults(Vec::new());
         let context = model.max_positions;
-        let fitting = self.memory_bytes.saturating_sub(model.weight_bytes)
-            / 2
-            / model.kv_bytes_per_token.max(1);
+        // Scores of every row of a step, when callers may ask for those of their prompts.
+        let scored_rows = if self.prompt_logprobs {
+            self.max_batch_prefill_tokens
+        } else {
+            NonZeroUsize::MIN
+        };
+        let scores = model
+            .vocab
+            .saturating_mul(4)
+            .saturating_mul(scored_rows.get());
+        let left = self
+            .memory_bytes
+            .saturating_sub(model.weight_bytes)
+            .saturating_sub(scores);
+        let per_token = model.kv_bytes_per_token.max(1);
         let usable = self
             .max_concurrent_requests
             .get()
             .saturating_mul(self.max_total_tokens.unwrap_or(context));
+        let fitting = left / 2 / per_token;
         let cache_tokens = self
             .max_batch_total_tokens
             .unwrap_or(fitting.min(usable).max(BLOCK_TOKENS));
+        let bytes = cache_tokens.saturating_mul(per_token);
+        if bytes > left {
+            faults.add(format!(
+                "`max_batch_total_tokens` ({cache_tokens}) asks for {} MiB of KV cache, and {} MiB are left beside the weights; {} tokens fit",
+                bytes >> 20,
+                left >> 20,
+                left / per_token
+            ));
+        }
+        if cache_tokens < 2 * BLOCK_TOKENS && self.max_batch_total_tokens.is_some() {
+            faults.add(format!(
+                "`max_batch_total_tokens` ({cache_tokens}) must be >= {}",
+                2 * BLOCK_TOKENS
+            ));
+        }
         let num_blocks = cache_tokens / BLOCK_TOKENS;
         let holds = num_blocks * BLOCK_TOKENS;
         let max_total_tokens = self.max_total_tokens.unwrap_or(context.min(holds));
@@ -263,6 +302,12 @@ impl Settings {
         }
         if max_input_tokens == 0 || max_input_tokens >= max_total_tokens {
             faults.add(format!("`max_input_tokens` ({max_input_tokens}) must be > 0 and < `max_total_tokens` ({max_total_tokens})"));
+        }
+        if self
+            .max_batch_size
+            .is_some_and(|size| size > self.max_batch_prefill_tokens)
+        {
+            faults.add("`max_batch_size` must be <= `max_batch_prefill_tokens`: every running sequence takes a token of each step");
         }
         let max_running = self.max_batch_size.unwrap_or(self.max_concurrent_requests);
         faults.or(Capacity {
@@ -292,11 +337,25 @@ impl Faults {
         self.0.push(fault.into());
     }
 
-    fn positive(&mut self, name: &str, value: Option<usize>, default: usize) -> NonZeroUsize {
-        NonZeroUsize::new(value.unwrap_or(default)).unwrap_or_else(|| {
+    /// A count from 1 to `most`.
+    fn count(
+        &mut self,
+        name: &str,
+        value: Option<usize>,
+        default: usize,
+        most: usize,
+    ) -> NonZeroUsize {
+        let value = value.unwrap_or(default);
+        if value == 0 {
             self.add(format!("`{name}` must be > 0"));
-            NonZeroUsize::MIN
-        })
+        } else if value > most {
+            self.add(format!("`{name}` must be <= {most}. Given: {value}"));
+        }
+        NonZeroUsize::new(value.min(most)).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    fn positive(&mut self, name: &str, value: Option<usize>, default: usize) -> NonZeroUsize {
+        self.count(name, value, default, MOST)
     }
 
     fn seconds(&mut self, name: &str, value: Option<u64>, default: u64) -> Duration {
@@ -334,6 +393,15 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
         cuda_graphs,
         cuda_memory_fraction,
         disable_custom_kernels,
+        rope_scaling,
+        rope_factor,
+        kv_cache_dtype,
+        huggingface_hub_cache,
+        weights_cache_override,
+        otlp_endpoint,
+        otlp_service_name,
+        watermark_gamma,
+        watermark_delta,
     } = tgi_only;
     if sharded == &Some(true) || num_shard.is_some_and(|n| n != 1) {
         faults.add("a model runs on one device here: leave `sharded` and `num_shard` out");
@@ -350,7 +418,19 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
     if revision.is_some() {
         faults.add("`revision` has no meaning for a local model: leave it out");
     }
+    if rope_scaling.is_some() || rope_factor.is_some() {
+        faults.add(
+            "`rope_scaling` and `rope_factor` are not served: frequencies are the model's own",
+        );
+    }
     let without_effect = [
+        ("kv_cache_dtype", kv_cache_dtype.is_some()),
+        ("huggingface_hub_cache", huggingface_hub_cache.is_some()),
+        ("weights_cache_override", weights_cache_override.is_some()),
+        ("otlp_endpoint", otlp_endpoint.is_some()),
+        ("otlp_service_name", otlp_service_name.is_some()),
+        ("watermark_gamma", watermark_gamma.is_some()),
+        ("watermark_delta", watermark_delta.is_some()),
         ("speculate", speculate.is_some_and(|n| n > 0)),
         ("trust_remote_code", trust_remote_code == &Some(true)),
         ("waiting_served_ratio", waiting_served_ratio.is_some()),
@@ -418,6 +498,7 @@ mod tests {
     };
     const MODEL: ModelFacts = ModelFacts {
         max_positions: 2048,
+        vocab: 1000,
         kv_bytes_per_token: 1024,
         weight_bytes: 1 << 20,
     };

@@ -37,9 +37,18 @@ pub(super) async fn encode(
     if text.len() <= INLINE_TEXT_BYTES {
         return inner.tokenizer.encode(&text, add_special).map_err(failed);
     }
-    let _turn = inner.tokenizing.acquire().await;
+    let turn = Arc::clone(&inner.tokenizing).acquire_owned().await;
     let tokenizer = inner.tokenizer.clone();
-    let task = tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special));
+    // The turn ends with the work, which goes on when the caller has given up: else texts nobody waits for
+    // would pile up beside each other.
+    let gauge = inner.metrics.tokenizing.clone();
+    let task = tokio::task::spawn_blocking(move || {
+        gauge.inc();
+        let encoding = tokenizer.encode(&text, add_special);
+        gauge.dec();
+        drop(turn);
+        encoding
+    });
     task.await
         .map_err(|_| Error::generation("the tokenizer panicked"))?
         .map_err(failed)
@@ -62,14 +71,16 @@ pub(super) async fn start(
     };
     let (prompt, max_new_tokens) = prepared?;
     let queued_at = Instant::now();
-    inner
-        .metrics
-        .request_input_length
-        .observe(prompt.len() as f64);
-    inner
-        .metrics
-        .request_max_new_tokens
-        .observe(max_new_tokens as f64);
+    if request.accounted {
+        inner
+            .metrics
+            .request_input_length
+            .observe(prompt.len() as f64);
+        inner
+            .metrics
+            .request_max_new_tokens
+            .observe(max_new_tokens as f64);
+    }
     let context = prompt.len().saturating_sub(DETOKENIZER_CONTEXT);
     let detokenizer = Detokenizer::new(inner.tokenizer.clone(), &prompt[context..]);
     let prompt_tokens = if request.prompt_logprobs {
@@ -103,6 +114,7 @@ pub(super) async fn start(
         input_tokens,
         generated_tokens: 0,
         seed: request.sampling.seed,
+        accounted: request.accounted,
         accepted_at: request.accepted_at,
         queued_at,
         started_at: queued_at,
@@ -168,6 +180,7 @@ struct Answer {
     input_tokens: u32,
     generated_tokens: u32,
     seed: Option<u64>,
+    accounted: bool,
     accepted_at: Instant,
     queued_at: Instant,
     started_at: Instant,
@@ -205,7 +218,9 @@ impl Answer {
     fn fail(&mut self, error: Error) -> Error {
         self.ended = true;
         self.output.close();
-        count_error(&self.inner.metrics, &error);
+        if self.accounted {
+            count_error(&self.inner.metrics, &error);
+        }
         tracing::debug!(id = %self.id, %error, "request failed");
         error
     }
@@ -289,7 +304,9 @@ impl Answer {
         if let Some(cut) = self.stop_cut {
             generated_text.truncate(cut);
         }
-        observe_success(&self.inner.metrics, &timings, self.generated_tokens);
+        if self.accounted {
+            observe_success(&self.inner.metrics, &timings, self.generated_tokens);
+        }
         self.inner.pace.record(timings.total);
         tracing::info!(
             id = %self.id,
@@ -399,7 +416,7 @@ fn lock(shared: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.ended && self.accounted {
             self.inner.metrics.count_failure(Failure::Dropped);
             tracing::debug!(id = %self.id, "the caller left");
         }

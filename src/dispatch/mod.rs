@@ -51,7 +51,7 @@ struct Inner {
     eos: Arc<[TokenId]>,
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
-    tokenizing: Semaphore,
+    tokenizing: Arc<Semaphore>,
     pace: admission::Pace,
     next_id: std::sync::atomic::AtomicU64,
 }
@@ -66,7 +66,7 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
-        let tokenizing = Semaphore::new(config.validation_workers);
+        let tokenizing = Arc::new(Semaphore::new(config.validation_workers));
         Self {
             inner: Arc::new(Inner {
                 config,
@@ -96,11 +96,20 @@ impl Dispatcher {
     ///
     /// Errors: overloaded, with the time after which a permit is likely free.
     pub fn admit(&self, count: usize) -> Result<Permit, Error> {
-        self.inner.metrics.request_count.inc();
         admission::admit(&self.inner.permits, count).ok_or_else(|| {
             self.inner.metrics.count_failure(Failure::Overloaded);
             Error::overloaded(self.inner.pace.expected_wait())
         })
+    }
+
+    /// Counts a request, whatever becomes of it.
+    pub fn count_request(&self) {
+        self.inner.metrics.request_count.inc();
+    }
+
+    /// Whether no request holds a permit.
+    pub fn is_idle(&self) -> bool {
+        self.inner.permits.available_permits() == self.inner.config.max_concurrent_requests
     }
 
     /// Counts a request that was refused for what it asked.
@@ -120,8 +129,11 @@ impl Dispatcher {
     /// the permit until it is dropped.
     /// Errors: invalid (too long, not served), overloaded, deadline exceeded.
     pub async fn generate(&self, request: Request, permit: Permit) -> Result<EventStream, Error> {
+        let accounted = request.accounted;
         let result = lifecycle::start(&self.inner, request, permit).await;
-        if let Err(error) = &result {
+        if let Err(error) = &result
+            && accounted
+        {
             lifecycle::count_error(&self.inner.metrics, error);
         }
         result
@@ -154,6 +166,7 @@ impl Dispatcher {
             grammar: None,
             top_n_tokens: 0,
             prompt_logprobs: false,
+            accounted: false,
             tenant: Tenant::anonymous(),
             accepted_at: now,
             deadline: Some(now + HEALTH_PROBE_TIME),

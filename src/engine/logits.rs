@@ -36,6 +36,7 @@ pub struct Candidate {
 pub struct Processor {
     scores: Vec<f32>,
     few: Vec<Candidate>,
+    sorted: Vec<f32>,
     counts: Vec<u32>,
 }
 
@@ -91,7 +92,7 @@ impl Processor {
         }
         few.clear();
         if let Some(k) = top_k {
-            keep_best(few, row, k.get() as usize);
+            keep_best(few, &mut self.sorted, row, k.get() as usize);
         }
         if let Some(p) = top_p {
             let distance = |score: f32| best - score;
@@ -146,10 +147,27 @@ fn penalise(
 }
 
 /// Keeps the `k` best scores and all that equal the last of them.
-fn keep_best(few: &mut Vec<Candidate>, row: &[f32], k: usize) {
-    // The k best of what has been seen, best first; a score must beat the last to enter.
-    let mut best: Vec<f32> = Vec::with_capacity(k.min(row.len()) + 1);
-    let k = k.min(row.len());
+fn keep_best(few: &mut Vec<Candidate>, sorted: &mut Vec<f32>, row: &[f32], k: usize) {
+    let floor = if k >= row.len() {
+        f32::NEG_INFINITY
+    } else if k <= FEW_BEST {
+        kth_of_few(sorted, row, k)
+    } else {
+        sorted.clear();
+        sorted.extend_from_slice(row);
+        *sorted
+            .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a))
+            .1
+    };
+    gather(few, row, |score| score >= floor);
+}
+
+/// Up to so many best scores, an ordered list of them is cheaper than a partial sort of the whole row.
+const FEW_BEST: usize = 256;
+
+/// The `k`-th best score, by keeping the `k` best of what has been seen, best first.
+fn kth_of_few(best: &mut Vec<f32>, row: &[f32], k: usize) -> f32 {
+    best.clear();
     let mut floor = f32::NEG_INFINITY;
     for chunk in row.chunks(64) {
         let top = chunk
@@ -168,7 +186,7 @@ fn keep_best(few: &mut Vec<Candidate>, row: &[f32], k: usize) {
             }
         }
     }
-    gather(few, row, |score| score >= floor);
+    floor
 }
 
 /// Keeps the tokens of least distance until they hold the share `mass` of the probability.
@@ -265,6 +283,23 @@ mod tests {
         assert_eq!(kept(top_k(1)), [1]);
         assert_eq!(kept(top_k(2)), [1, 2, 4]);
         assert_eq!(kept(top_k(9)), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_large_top_k_keeps_the_same_as_a_full_sort() {
+        let row: Vec<f32> = (0..3000).map(|i| ((i * 7919) % 500) as f32).collect();
+        for k in [1, 255, 256, 257, 1000, 2999, 3000, 5000] {
+            let sampling = Sampling {
+                top_k: NonZeroU32::new(k),
+                ..Sampling::GREEDY
+            };
+            let mut sorted = row.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let floor = sorted[(k as usize).min(row.len()) - 1];
+            let expected: Vec<u32> = (0..3000).filter(|&i| row[i as usize] >= floor).collect();
+            let mut processor = Processor::default();
+            assert_eq!(ids(processor.apply(&row, &sampling, &[])), expected);
+        }
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Scheduler {
     /// whose next block is just being filled by a running one is passed over until it can share it.
     ///
     /// Invariants: the plan's tokens never exceed the budget; a block stands in a table once.
-    /// Cost: O(running + admitted); no allocation once warm.
+    /// Cost: O(running + looked at in the waiting line); a list of hits for each waiting one looked at.
     /// Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022) §3; chunking, Sarathi-Serve (Agrawal
     /// et al., OSDI 2024) §4.
     pub fn schedule(&mut self) -> &StepPlan {

@@ -40,6 +40,8 @@ pub struct Request {
     pub top_n_tokens: usize,
     /// Whether to report the probabilities of the prompt's own tokens.
     pub prompt_logprobs: bool,
+    /// Whether metrics count this sequence; of several for one call only the first stands for it.
+    pub accounted: bool,
     /// Whose request it is.
     pub tenant: Tenant,
     /// When the server took the request.

@@ -28,12 +28,14 @@ pub enum FloatType {
 /// Where a checkpoint's tokenizer comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenizerSource {
-    /// `tokenizer.json`, and `tokenizer_config.json` where there is one.
+    /// `tokenizer.json`, and what stands beside it.
     Json {
         /// The bytes of `tokenizer.json`.
         tokenizer: Vec<u8>,
         /// The parsed `tokenizer_config.json`, or null.
         config: Json,
+        /// The parsed `special_tokens_map.json`, or null.
+        special_tokens: Json,
     },
     /// The metadata of a GGUF file.
     Gguf(Metadata),
@@ -113,14 +115,7 @@ impl Checkpoint {
         spec.qkv_bias |= weights.contains(&names.name(Part::QueryBias(0)));
         spec.output_bias = weights.contains(&names.name(Part::OutputBias(0)));
         spec.mlp_bias = weights.contains(&names.name(Part::UpBias(0)));
-        let mut eos = Vec::new();
-        for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-            if let Some(id) = metadata.u32(key).map_err(malformed)?
-                && !eos.contains(&TokenId(id))
-            {
-                eos.push(TokenId(id));
-            }
-        }
+        let eos = gguf_eos(&metadata).map_err(malformed)?;
         let chat_template = metadata
             .string("tokenizer.chat_template")
             .map_err(malformed)?
@@ -182,6 +177,7 @@ impl Checkpoint {
             tokenizer: TokenizerSource::Json {
                 tokenizer,
                 config: tokenizer_config,
+                special_tokens: config_of("special_tokens_map.json")?,
             },
             eos,
         })
@@ -229,6 +225,46 @@ impl Checkpoint {
     pub(super) fn names(&self) -> TensorNames {
         self.names
     }
+}
+
+/// Tokens that end an answer: those the metadata names, and control tokens of the spellings that chat models
+/// are known to end with, because files name one end only where the model has several.
+///
+/// Source: llama.cpp's `llama-vocab.cpp`, the set of end-of-generation tokens.
+fn gguf_eos(metadata: &Metadata) -> Result<Vec<TokenId>, String> {
+    const ENDS: [&str; 8] = [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<EOT>",
+    ];
+    const CONTROL: i32 = 3;
+    let mut eos = Vec::new();
+    for key in ["eos", "eot", "eom"] {
+        eos.extend(
+            metadata
+                .u32(&format!("tokenizer.ggml.{key}_token_id"))?
+                .map(TokenId),
+        );
+    }
+    let tokens = metadata
+        .strings("tokenizer.ggml.tokens")?
+        .unwrap_or_default();
+    let types = metadata
+        .i32s("tokenizer.ggml.token_type")?
+        .unwrap_or_default();
+    for (id, (token, kind)) in tokens.iter().zip(types).enumerate() {
+        if kind == CONTROL && ENDS.contains(&token.as_str()) {
+            eos.push(TokenId(id as u32));
+        }
+    }
+    eos.sort_unstable();
+    eos.dedup();
+    Ok(eos)
 }
 
 /// The safetensors files of a folder: one, or those an index names.

@@ -14,16 +14,22 @@ use crate::kernel::Format;
 /// One metadata value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// Any integer type.
-    Int(i128),
+    /// Any integer type; one above the range of `i64` is read as its largest.
+    Int(i64),
     /// 32 or 64 bits.
     Float(f64),
     /// True or false.
     Bool(bool),
     /// Text.
     String(String),
-    /// Values of one type.
-    Array(Vec<Value>),
+    /// Whole numbers.
+    Ints(Vec<i64>),
+    /// Numbers, as 32 bits.
+    Floats(Vec<f32>),
+    /// Texts.
+    Strings(Vec<String>),
+    /// A list of truth values or of lists, which nothing here needs; checked and left out.
+    Other,
 }
 
 /// Metadata by key, with errors that name the key.
@@ -76,40 +82,25 @@ impl Metadata {
     }
 
     /// A list of texts. Errors: the key holds something else.
-    pub fn strings(&self, key: &str) -> Result<Option<Vec<String>>, String> {
-        self.list(key, "a list of texts", |v| {
-            if let Value::String(s) = v {
-                Some(s.clone())
-            } else {
-                None
-            }
+    pub fn strings(&self, key: &str) -> Result<Option<&[String]>, String> {
+        self.typed(key, "a list of texts", |v| match v {
+            Value::Strings(items) => Some(items.as_slice()),
+            _ => None,
         })
     }
 
-    /// A list of whole numbers. Errors: the key holds something else.
+    /// A list of whole numbers. Errors: the key holds something else, or a number outside `i32`.
     pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, String> {
-        self.list(key, "a list of whole numbers", |v| match v {
-            Value::Int(i) => i32::try_from(*i).ok(),
+        self.typed(key, "a list of whole numbers", |v| match v {
+            Value::Ints(items) => items.iter().map(|&i| i32::try_from(i).ok()).collect(),
             _ => None,
         })
     }
 
     /// A list of numbers. Errors: the key holds something else.
-    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, String> {
-        self.list(key, "a list of numbers", |v| match v {
-            Value::Float(x) => Some(*x as f32),
-            _ => None,
-        })
-    }
-
-    fn list<T>(
-        &self,
-        key: &str,
-        expected: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<Vec<T>>, String> {
-        self.typed(key, expected, |v| match v {
-            Value::Array(items) => items.iter().map(&read).collect(),
+    pub fn f32s(&self, key: &str) -> Result<Option<&[f32]>, String> {
+        self.typed(key, "a list of numbers", |v| match v {
+            Value::Floats(items) => Some(items.as_slice()),
             _ => None,
         })
     }
@@ -154,7 +145,7 @@ const DEFAULT_ALIGNMENT: u32 = 32;
 /// Reads the header of a whole file.
 ///
 /// Errors: a sentence naming the field or tensor that is wrong, truncated or not served.
-/// Cost: allocates no more than the file's own size in proportion; tensors are not touched.
+/// Cost: allocates at most some eight times the metadata's own bytes; tensors are not touched.
 pub(super) fn parse(file: &[u8]) -> Result<Header, String> {
     let mut reader = Reader { file, at: 0 };
     if reader.take(4, "the magic number")? != b"GGUF" {
@@ -296,34 +287,69 @@ impl<'a> Reader<'a> {
 
     fn value(&mut self, kind: u32, key: &str, depth: u32) -> Result<Value, String> {
         Ok(match kind {
-            0 => Value::Int(u8::from_le_bytes(self.array(key)?).into()),
-            1 => Value::Int(i8::from_le_bytes(self.array(key)?).into()),
-            2 => Value::Int(u16::from_le_bytes(self.array(key)?).into()),
-            3 => Value::Int(i16::from_le_bytes(self.array(key)?).into()),
-            4 => Value::Int(u32::from_le_bytes(self.array(key)?).into()),
-            5 => Value::Int(i32::from_le_bytes(self.array(key)?).into()),
+            0..=5 | 10 | 11 => Value::Int(self.int(kind, key)?),
             6 => Value::Float(f32::from_le_bytes(self.array(key)?).into()),
             7 => Value::Bool(self.take(1, key)?[0] != 0),
             8 => Value::String(self.string(&format!("metadata `{key}`"))?),
-            9 if depth < MAX_ARRAY_DEPTH => {
-                let item = self.u32(key)?;
-                let len = self.u64(key)?;
-                // Every item takes at least one byte, so a count beyond the file is a lie.
-                if len > (self.file.len() - self.at) as u64 {
-                    return Err(format!(
-                        "is truncated: the file ends within metadata `{key}`"
-                    ));
-                }
-                let mut items = Vec::new();
-                for _ in 0..len {
-                    items.push(self.value(item, key, depth + 1)?);
-                }
-                Value::Array(items)
-            }
-            10 => Value::Int(u64::from_le_bytes(self.array(key)?).into()),
-            11 => Value::Int(i64::from_le_bytes(self.array(key)?).into()),
+            9 if depth < MAX_ARRAY_DEPTH => self.list(key, depth)?,
             12 => Value::Float(f64::from_le_bytes(self.array(key)?)),
             other => return Err(format!("metadata `{key}` has the unknown type {other}")),
+        })
+    }
+
+    fn int(&mut self, kind: u32, key: &str) -> Result<i64, String> {
+        Ok(match kind {
+            0 => u8::from_le_bytes(self.array(key)?).into(),
+            1 => i8::from_le_bytes(self.array(key)?).into(),
+            2 => u16::from_le_bytes(self.array(key)?).into(),
+            3 => i16::from_le_bytes(self.array(key)?).into(),
+            4 => u32::from_le_bytes(self.array(key)?).into(),
+            5 => i32::from_le_bytes(self.array(key)?).into(),
+            10 => i64::try_from(u64::from_le_bytes(self.array(key)?)).unwrap_or(i64::MAX),
+            _ => i64::from_le_bytes(self.array(key)?),
+        })
+    }
+
+    fn list(&mut self, key: &str, depth: u32) -> Result<Value, String> {
+        let kind = self.u32(key)?;
+        let len = self.u64(key)?;
+        // Every item takes at least one byte, so a count beyond the file is a lie.
+        if len > (self.file.len() - self.at) as u64 {
+            return Err(format!(
+                "is truncated: the file ends within metadata `{key}`"
+            ));
+        }
+        Ok(match kind {
+            0..=5 | 10 | 11 => Value::Ints(
+                (0..len)
+                    .map(|_| self.int(kind, key))
+                    .collect::<Result<_, _>>()?,
+            ),
+            6 => {
+                let number = |_| self.array(key).map(f32::from_le_bytes);
+                Value::Floats((0..len).map(number).collect::<Result<_, _>>()?)
+            }
+            12 => {
+                let number = |_| {
+                    self.array(key)
+                        .map(|bytes| f64::from_le_bytes(bytes) as f32)
+                };
+                Value::Floats((0..len).map(number).collect::<Result<_, _>>()?)
+            }
+            8 => {
+                let what = format!("metadata `{key}`");
+                Value::Strings(
+                    (0..len)
+                        .map(|_| self.string(&what))
+                        .collect::<Result<_, _>>()?,
+                )
+            }
+            _ => {
+                for _ in 0..len {
+                    self.value(kind, key, depth + 1)?;
+                }
+                Value::Other
+            }
         })
     }
 

@@ -131,7 +131,15 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// Bytes of KV cache one token takes, over all layers, at 4 bytes a value.
     pub fn kv_bytes_per_token(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()
+        [
+            2,
+            self.layers,
+            self.kv_heads,
+            self.head_dim,
+            size_of::<f32>(),
+        ]
+        .into_iter()
+        .fold(1, usize::saturating_mul)
     }
 
     /// Reads a `config.json` as `transformers` 4 or 5 writes it.
@@ -213,6 +221,12 @@ impl ModelSpec {
                 key("expert_count")
             ));
         }
+        if metadata.get(&key("rope.scale_linear")).is_some() {
+            return Err(format!(
+                "metadata `{}` is an older form that is not read; convert the model anew",
+                key("rope.scale_linear")
+            ));
+        }
         let scaling = match metadata.string(&key("rope.scaling.type"))? {
             None | Some("none") => RopeScaling::None,
             Some("linear") => RopeScaling::Linear {
@@ -258,8 +272,14 @@ impl ModelSpec {
             ("vocabulary size", self.vocab),
             ("context length", self.max_positions),
         ];
-        if let Some((name, size)) = sizes.iter().find(|(_, size)| *size == 0 || *size > 1 << 24) {
+        if let Some((name, size)) = sizes
+            .iter()
+            .find(|(_, size)| *size == 0 || *size > MAX_SIZE)
+        {
             return Err(format!("the {name} is {size}"));
+        }
+        if self.layers > MAX_LAYERS {
+            return Err(format!("the layer count is {}", self.layers));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
@@ -270,12 +290,33 @@ impl ModelSpec {
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("the head size {} is odd", self.head_dim));
         }
+        let factors_are_sound = match self.rope.scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => factor > 0.0,
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_positions: original,
+            } => factor > 0.0 && low > 0.0 && high > low && original > 0.0,
+        };
+        if !factors_are_sound {
+            return Err(format!(
+                "the rope scaling {:?} is not sound",
+                self.rope.scaling
+            ));
+        }
         if !(self.rope.theta > 0.0 && self.norm_eps >= 0.0) {
             return Err("the rope base and the norm epsilon must be positive".to_owned());
         }
         Ok(self)
     }
 }
+
+/// No dimension of a sound model is larger.
+const MAX_SIZE: usize = 1 << 24;
+/// No sound model is deeper; what is done for each layer before its tensors are seen stays small.
+const MAX_LAYERS: usize = 1024;
 
 fn missing(key: &str) -> String {
     format!("metadata `{key}` is missing")
@@ -373,6 +414,9 @@ impl Fields<'_> {
             "rope_scaling"
         };
         let nothing = Json::Object(serde_json::Map::new());
+        if self.present(field).is_some_and(|value| !value.is_object()) {
+            return Err(format!("`{field}` should be an object"));
+        }
         let inner = Fields(self.present(field).unwrap_or(&nothing));
         let theta = match inner.number("rope_theta")? {
             Some(theta) => theta,

@@ -19,12 +19,7 @@ pub struct LogSettings {
 ///
 /// Errors: a filter that cannot be read, in one sentence. Called once; a second call has no effect.
 pub fn init_log(settings: &LogSettings) -> Result<(), String> {
-    let plain = ["error", "warn", "info", "debug", "trace", "off"];
-    let directives = if plain.contains(&settings.level.as_str()) {
-        format!("warn,sconce={}", settings.level)
-    } else {
-        settings.level.clone()
-    };
+    let directives = directives(&settings.level)?;
     let filter = EnvFilter::try_new(&directives).map_err(|e| {
         format!(
             "log_level `{}` is not a level or a filter: {e}",
@@ -40,4 +35,32 @@ pub fn init_log(settings: &LogSettings) -> Result<(), String> {
         registry.with(layer.with_ansi(settings.color)).try_init()
     };
     Ok(())
+}
+
+/// A level for this program's own lines, with warnings of the rest, or a filter as it is.
+///
+/// Errors: a single word that is no level; as a filter it would silence everything.
+fn directives(level: &str) -> Result<String, String> {
+    let word = level.trim().to_ascii_lowercase();
+    match word.as_str() {
+        "error" | "warn" | "info" | "debug" | "trace" | "off" => Ok(format!("warn,sconce={word}")),
+        "warning" => Ok("warn".to_owned()),
+        _ if level.contains(['=', ',']) => Ok(level.to_owned()),
+        _ => Err(format!(
+            "log_level `{level}` is neither error, warn, info, debug, trace or off nor a filter such as `info,sconce=debug`"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_instead_of_silencing_the_log() {
+        assert_eq!(directives("INFO").as_deref(), Ok("warn,sconce=info"));
+        assert_eq!(directives("warning").as_deref(), Ok("warn"));
+        assert_eq!(directives("hyper=trace").as_deref(), Ok("hyper=trace"));
+        assert!(directives("loud").is_err());
+    }
 }

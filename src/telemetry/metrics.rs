@@ -119,6 +119,8 @@ pub struct Metrics {
     pub batch_next_size: Histogram,
     /// Tokens the KV cache can hold.
     pub batch_max_total_tokens: IntGauge,
+    /// Texts being tokenized at this moment, apart from short ones.
+    pub tokenizing: IntGauge,
     /// Calls of the model, one a step.
     pub forward_count: IntCounter,
     /// Tokens whose keys and values were computed.
@@ -257,6 +259,11 @@ impl Metrics {
                 &r,
                 "tgi_batch_max_total_tokens",
                 "Maximum tokens for the whole batch",
+            ),
+            tokenizing: gauge(
+                &r,
+                "sconce_tokenizing",
+                "Texts being tokenized, apart from short ones",
             ),
             forward_count: counter(&r, "sconce_forward_count", "Calls of the model, one a step"),
             computed_tokens: counter(

@@ -217,6 +217,7 @@ fn request() -> Request {
         grammar: None,
         top_n_tokens: 0,
         prompt_logprobs: false,
+        accounted: true,
         tenant: Tenant::anonymous(),
         accepted_at: Instant::now(),
         deadline: None,
@@ -289,4 +290,28 @@ async fn a_deadline_ends_an_answer_that_nobody_reads_and_gives_its_place_back() 
     drop(permits);
     let error = last(events).await.expect_err("the deadline has passed");
     assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn texts_nobody_waits_for_do_not_pile_up_in_the_tokenizer() {
+    let setup = Setup::new(400, 8);
+    let hall = hall(&setup);
+    let large = "abc def ".repeat(100_000);
+    let mut at_once = 0;
+    for _ in 0..6 {
+        let given_up = hall.tokenize(large.clone(), true);
+        let patience = Duration::from_millis(5);
+        let outcome = tokio::time::timeout(patience, given_up).await;
+        assert!(outcome.is_err(), "a text of this size takes longer");
+        at_once = at_once.max(setup.metrics.tokenizing.get());
+    }
+    tokio::time::timeout(PATIENCE, async {
+        while setup.metrics.tokenizing.get() > 0 {
+            at_once = at_once.max(setup.metrics.tokenizing.get());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("the first text comes to its end");
+    assert_eq!(at_once, 1, "there is one worker");
 }

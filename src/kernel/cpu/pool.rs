@@ -122,6 +122,8 @@ impl Pool {
             return;
         }
         let shared = &*self.shared;
+        // Left behind when both the caller and a worker panicked in an earlier job.
+        *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let task: *const Task<'_> = task;
         // SAFETY: only the lifetime changes. `Open` closes the job and waits for the workers before this call ends.
         let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };

@@ -147,7 +147,6 @@ fn the_winner_of_best_of_is_the_more_probable_answer() {
     let server = server();
     let parameters =
         json!({"best_of": 2, "do_sample": true, "max_new_tokens": 12, "details": true});
-    let details = &server.post("/generate", &body(parameters)).ok()["details"];
     let mean = |tokens: &Json| {
         let tokens = tokens.as_array().expect("tokens");
         tokens
@@ -156,11 +155,15 @@ fn the_winner_of_best_of_is_the_more_probable_answer() {
             .sum::<f64>()
             / tokens.len() as f64
     };
-    let loser = &details["best_of_sequences"][0];
-    assert!(
-        mean(&details["tokens"]) >= mean(&loser["tokens"]),
-        "{details}"
-    );
+    // A server that always takes the first answer is right half of the time.
+    for _ in 0..12 {
+        let details = &server.post("/generate", &body(parameters.clone())).ok()["details"];
+        let loser = &details["best_of_sequences"][0];
+        assert!(
+            mean(&details["tokens"]) >= mean(&loser["tokens"]),
+            "{details}"
+        );
+    }
 }
 
 #[test]

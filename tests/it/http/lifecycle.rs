@@ -232,8 +232,13 @@ fn a_reader_that_stalls_loses_its_place_at_the_deadline() {
 #[test]
 fn on_sigterm_running_answers_finish_and_no_new_ones_begin() {
     const TOKENS: usize = 3000;
-    // A head may take its time, so only a drain that looks at idle connections ends before the test does.
-    let mut endless = Endless::start(|sconce| sconce.flag("--header-read-seconds", "600"));
+    // Heads and bodies may take their time, so only a drain that looks at what runs ends before the test
+    // does.
+    let mut endless = Endless::start(|sconce| {
+        sconce
+            .flag("--header-read-seconds", "600")
+            .flag("--body-read-seconds", "600")
+    });
     let server = &mut endless.server;
     let parameters = json!({"max_new_tokens": TOKENS, "details": true});
     let streams: Vec<_> = (0..4)
@@ -258,6 +263,9 @@ fn on_sigterm_running_answers_finish_and_no_new_ones_begin() {
         .collect();
     server.await_metric("tgi_request_count", |count| count == 5.0);
     let _idle = TcpStream::connect(server.address()).expect("the server listens");
+    let whole = wire::post("/generate", "", &long().to_string());
+    let _half_a_head = wire::send(server.address(), &whole[..20]);
+    let _half_a_body = wire::send(server.address(), &whole[..whole.len() - 5]);
     server.terminate();
     let address = server.address();
     eventually("new connections are refused", || {

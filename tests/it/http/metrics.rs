@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::server::Sconce;
 
 /// Families of TGI that this server has, with their types; none may be renamed.
-const TGI: [(&str, &str); 22] = [
+const TGI: [(&str, &str); 23] = [
     ("tgi_request_count", "counter"),
     ("tgi_request_success", "counter"),
     ("tgi_request_failure", "counter"),
@@ -30,6 +30,7 @@ const TGI: [(&str, &str); 22] = [
     ("tgi_batch_decode_duration", "histogram"),
     ("tgi_batch_max_total_tokens", "gauge"),
     ("sconce_forward_count", "counter"),
+    ("sconce_tokenizing", "gauge"),
 ];
 
 #[test]
@@ -94,6 +95,22 @@ fn requests_are_counted_where_they_end() {
         server.metric("tgi_request_count"),
         2.0,
         "only generation counts"
+    );
+}
+
+#[test]
+fn several_sequences_of_one_call_count_once() {
+    let server = Sconce::tiny("llama-tied").serve();
+    let several = json!({"best_of": 2, "do_sample": true, "max_new_tokens": 3});
+    server.generate("warm", several);
+    let refused = json!({"inputs": "warm", "parameters": {"best_of": 2, "do_sample": true}});
+    server.post("/generate_stream", &refused);
+    assert_eq!(server.metric("tgi_request_count"), 2.0);
+    assert_eq!(server.metric("tgi_request_success"), 1.0);
+    assert_eq!(server.metric("tgi_request_duration_count"), 1.0);
+    assert_eq!(
+        server.metric("tgi_request_failure{err=\"validation\"}"),
+        1.0
     );
 }
 
