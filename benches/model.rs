@@ -39,8 +39,8 @@ struct Args {
     /// A folder or a GGUF file, or `shape:NAME` for random weights
     #[arg(long, default_value = "shape:SmolLM2-135M")]
     model_id: String,
-    /// Format of random weights: f32, f16, bf16, q4_0, q8_0, q4_k, q5_k, q6_k
-    #[arg(long, default_value = "q8_0")]
+    /// Format of random weights, by default the one these models are published in: f32, f16, bf16, q4_0, q8_0, q4_k, q5_k, q6_k
+    #[arg(long, default_value = "bf16")]
     format: String,
     /// Lengths of the prompts measured, each alone
     #[arg(long, value_delimiter = ',', default_value = "512")]
