@@ -84,10 +84,13 @@ impl Processor {
         } else {
             row
         };
+        if top_k.is_none() && top_p.is_none() && typical_p.is_none() {
+            return Shaped::Whole(row);
+        }
         let few = &mut self.few;
         let best = softmax::best(row);
-        // A broken row is passed on as it is; the sampler refuses it.
-        if !best.is_finite() || (top_k.is_none() && top_p.is_none() && typical_p.is_none()) {
+        if !best.is_finite() {
+            // A broken row is passed on as it is; the sampler refuses it.
             return Shaped::Whole(row);
         }
         few.clear();
