@@ -214,16 +214,18 @@ impl Settings {
             compute_type: header(compute_type, &mut faults),
             max_concurrent_requests,
             max_input_tokens: max_input_tokens.or(max_input_length),
-            max_total_tokens: max_total_tokens
-                .map(|n| faults.positive("max_total_tokens", Some(n), 1).get()),
+            max_total_tokens: faults
+                .optional("max_total_tokens", max_total_tokens)
+                .map(NonZeroUsize::get),
             max_batch_prefill_tokens: faults.positive(
                 "max_batch_prefill_tokens",
                 max_batch_prefill_tokens,
                 DEFAULT_STEP_TOKENS,
             ),
-            max_batch_total_tokens: max_batch_total_tokens
-                .map(|n| faults.positive("max_batch_total_tokens", Some(n), 1).get()),
-            max_batch_size: max_batch_size.map(|n| faults.positive("max_batch_size", Some(n), 1)),
+            max_batch_total_tokens: faults
+                .optional("max_batch_total_tokens", max_batch_total_tokens)
+                .map(NonZeroUsize::get),
+            max_batch_size: faults.optional("max_batch_size", max_batch_size),
             validation_workers: faults
                 .count("validation_workers", validation_workers, 2, MOST_THREADS)
                 .get(),
@@ -356,6 +358,10 @@ impl Faults {
 
     fn positive(&mut self, name: &str, value: Option<usize>, default: usize) -> NonZeroUsize {
         self.count(name, value, default, MOST)
+    }
+
+    fn optional(&mut self, name: &str, value: Option<usize>) -> Option<NonZeroUsize> {
+        value.map(|value| self.positive(name, Some(value), value))
     }
 
     fn seconds(&mut self, name: &str, value: Option<u64>, default: u64) -> Duration {

@@ -36,7 +36,7 @@ pub struct Candidate {
 pub struct Processor {
     scores: Vec<f32>,
     few: Vec<Candidate>,
-    sorted: Vec<f32>,
+    work: Vec<f32>,
     counts: Vec<u32>,
 }
 
@@ -95,27 +95,24 @@ impl Processor {
         }
         few.clear();
         if let Some(k) = top_k {
-            keep_best(few, &mut self.sorted, row, k.get() as usize);
+            keep_best(few, &mut self.work, row, k.get() as usize);
         }
         if let Some(p) = top_p {
             let distance = |score: f32| best - score;
             keep_nearest(few, row, best, *p, distance);
         }
         if let Some(mass) = typical_p {
-            let (total, weighted) = if few.is_empty() {
-                (
-                    softmax::sum_exp(row, best),
-                    softmax::sum_weighted(row, best),
-                )
+            let scores = if few.is_empty() {
+                row
             } else {
-                let scores: Vec<f32> = few.iter().map(|candidate| candidate.score).collect();
-                (
-                    softmax::sum_exp(&scores, best),
-                    softmax::sum_weighted(&scores, best),
-                )
+                self.work.clear();
+                self.work
+                    .extend(few.iter().map(|candidate| candidate.score));
+                &self.work
             };
             // Information is `ln total - (score - best)` nats; its mean is the entropy.
-            let mean = (weighted / total) as f32;
+            let mean = softmax::sum_weighted(scores, best) / softmax::sum_exp(scores, best);
+            let mean = mean as f32;
             keep_nearest(few, row, best, *mass, |score| (score - best - mean).abs());
         }
         Shaped::Few(few)
@@ -150,17 +147,15 @@ fn penalise(
 }
 
 /// Keeps the `k` best scores and all that equal the last of them.
-fn keep_best(few: &mut Vec<Candidate>, sorted: &mut Vec<f32>, row: &[f32], k: usize) {
+fn keep_best(few: &mut Vec<Candidate>, work: &mut Vec<f32>, row: &[f32], k: usize) {
     let floor = if k >= row.len() {
         f32::NEG_INFINITY
     } else if k <= FEW_BEST {
-        kth_of_few(sorted, row, k)
+        kth_of_few(work, row, k)
     } else {
-        sorted.clear();
-        sorted.extend_from_slice(row);
-        *sorted
-            .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a))
-            .1
+        work.clear();
+        work.extend_from_slice(row);
+        *work.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
     };
     gather(few, row, |score| score >= floor);
 }
@@ -173,10 +168,7 @@ fn kth_of_few(best: &mut Vec<f32>, row: &[f32], k: usize) -> f32 {
     best.clear();
     let mut floor = f32::NEG_INFINITY;
     for chunk in row.chunks(64) {
-        let top = chunk
-            .iter()
-            .copied()
-            .fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let top = softmax::best(chunk);
         if best.len() == k && top <= floor {
             continue;
         }
@@ -192,7 +184,8 @@ fn kth_of_few(best: &mut Vec<f32>, row: &[f32], k: usize) -> f32 {
     floor
 }
 
-/// Keeps the tokens of least distance until they hold the share `mass` of the probability.
+/// Keeps the tokens of least distance until they hold the share `mass` of the probability: of those kept so
+/// far, or of the whole row when `few` is empty because nothing has been excluded yet.
 fn keep_nearest(
     few: &mut Vec<Candidate>,
     row: &[f32],
@@ -201,31 +194,24 @@ fn keep_nearest(
     distance: impl Fn(f32) -> f32,
 ) {
     let weight = |score: f32| f64::from(softmax::exp(score - best));
-    let narrowed = std::mem::take(few);
-    let all: f64 = if narrowed.is_empty() {
-        softmax::sum_exp(row, best)
+    let narrowed = !few.is_empty();
+    let all: f64 = if narrowed {
+        few.iter().map(|candidate| weight(candidate.score)).sum()
     } else {
-        narrowed
-            .iter()
-            .map(|candidate| weight(candidate.score))
-            .sum()
+        softmax::sum_exp(row, best)
     };
     let target = f64::from(mass) * all;
     // Most of the probability mostly lies near: look at a small neighbourhood first, and at a larger one
     // only while it does not hold enough.
     for limit in [1.0, 2.0, 4.0, 8.0, 16.0, f32::INFINITY] {
-        if narrowed.is_empty() {
-            gather(few, row, |score| distance(score) <= limit);
-        } else {
-            few.clear();
-            few.extend(
-                narrowed
-                    .iter()
-                    .filter(|candidate| distance(candidate.score) <= limit),
-            );
+        let is_near = |score: f32| distance(score) <= limit;
+        if !narrowed {
+            gather(few, row, is_near);
         }
-        let found: f64 = few.iter().map(|candidate| weight(candidate.score)).sum();
+        let near = few.iter().filter(|candidate| is_near(candidate.score));
+        let found: f64 = near.map(|candidate| weight(candidate.score)).sum();
         if found >= target || limit == f32::INFINITY {
+            few.retain(|candidate| is_near(candidate.score));
             break;
         }
     }
@@ -246,7 +232,7 @@ fn keep_nearest(
 }
 
 /// Collects the tokens whose score is wanted, by rising id.
-fn gather(few: &mut Vec<Candidate>, row: &[f32], wanted: impl Fn(f32) -> bool) {
+pub(super) fn gather(few: &mut Vec<Candidate>, row: &[f32], wanted: impl Fn(f32) -> bool) {
     few.clear();
     for (block, chunk) in row.chunks(64).enumerate() {
         // One look at the whole chunk first: hardly any holds a wanted score.

@@ -6,7 +6,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
-use super::logits::{Candidate, Shaped};
+use super::logits::{Candidate, Shaped, gather};
 use super::softmax::{STRETCH, best, exp, stretch_sum, sum_exp};
 use crate::generation::TokenId;
 
@@ -44,20 +44,12 @@ fn sample_whole(row: &[f32], seed: Option<u64>, place: usize, top_n: usize) -> O
         None => first_of(row, best)?,
         Some(seed) => draw(row, best, uniform(seed, place) * total),
     };
-    let logprob = |score: f32| (f64::from(score - best) - total.ln()) as f32;
-    let top = if top_n == 0 {
-        Vec::new()
-    } else {
-        top_tokens(&candidates(row, top_n), top_n)
+    let chosen = Candidate {
+        id: token as u32,
+        score: row[token],
     };
-    Some(Sampled {
-        token: TokenId(token as u32),
-        logprob: logprob(row[token]),
-        top: top
-            .into_iter()
-            .map(|c| (TokenId(c.id), logprob(c.score)))
-            .collect(),
-    })
+    let top = top_tokens(candidates(row, top_n), top_n);
+    Some(report(chosen, &top, best, total))
 }
 
 fn sample_few(few: &[Candidate], seed: Option<u64>, place: usize, top_n: usize) -> Option<Sampled> {
@@ -81,26 +73,30 @@ fn sample_few(few: &[Candidate], seed: Option<u64>, place: usize, top_n: usize) 
             few.iter().find(passed).or(few.last())?
         }
     };
-    let logprob = |score: f32| (f64::from(score - best) - total.ln()) as f32;
-    let top = if top_n == 0 {
-        Vec::new()
-    } else {
-        top_tokens(few, top_n)
-    };
-    Some(Sampled {
+    let among = if top_n == 0 { Vec::new() } else { few.to_vec() };
+    let top = top_tokens(among, top_n);
+    Some(report(*chosen, &top, best, total))
+}
+
+fn report(chosen: Candidate, top: &[Candidate], best: f32, total: f64) -> Sampled {
+    Sampled {
         token: TokenId(chosen.id),
-        logprob: logprob(chosen.score),
+        logprob: logprob(chosen.score, best, total),
         top: top
-            .into_iter()
-            .map(|c| (TokenId(c.id), logprob(c.score)))
+            .iter()
+            .map(|c| (TokenId(c.id), logprob(c.score, best, total)))
             .collect(),
-    })
+    }
+}
+
+fn logprob(score: f32, best: f32, total: f64) -> f32 {
+    (f64::from(score - best) - total.ln()) as f32
 }
 
 /// The log-probability of one token of a row.
 pub fn logprob_of(row: &[f32], token: TokenId) -> f32 {
     let best = best(row);
-    (f64::from(row[token.0 as usize] - best) - sum_exp(row, best).ln()) as f32
+    logprob(row[token.0 as usize], best, sum_exp(row, best))
 }
 
 /// A number in \[0, 1) that depends on seed and place only.
@@ -152,33 +148,34 @@ fn draw(row: &[f32], best: f32, mut left: f64) -> usize {
 
 /// Every token that may be among the `n` best: those of the `n` best chunks' scores and above.
 fn candidates(row: &[f32], n: usize) -> Vec<Candidate> {
+    let mut few = Vec::new();
+    if n == 0 {
+        return few;
+    }
     let mut tops: Vec<f32> = row.chunks(64).map(best).collect();
-    let nth = tops.len().min(n) - 1;
-    tops.select_nth_unstable_by(nth, |a, b| b.total_cmp(a));
     // With fewer chunks than wanted tokens no chunk's best score bounds anything.
     let floor = if tops.len() < n {
         f32::NEG_INFINITY
     } else {
-        tops[nth]
+        *tops.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1
     };
-    let wanted = |(_, score): &(usize, &f32)| **score >= floor && **score > f32::NEG_INFINITY;
-    let ids = row.iter().enumerate().filter(wanted);
-    ids.map(|(id, &score)| Candidate {
-        id: id as u32,
-        score,
-    })
-    .collect()
+    gather(&mut few, row, |score| {
+        score >= floor && score > f32::NEG_INFINITY
+    });
+    few
 }
 
 /// The `n` best, best first, and all that equal the last of them.
-fn top_tokens(among: &[Candidate], n: usize) -> Vec<Candidate> {
-    let mut sorted = among.to_vec();
-    sorted.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
-    if let Some(nth) = sorted.get(n - 1).copied() {
-        let end = sorted.partition_point(|c| c.score >= nth.score);
-        sorted.truncate(end);
+fn top_tokens(mut among: Vec<Candidate>, n: usize) -> Vec<Candidate> {
+    let Some(last) = n.checked_sub(1) else {
+        return Vec::new();
+    };
+    among.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
+    if let Some(nth) = among.get(last).copied() {
+        let end = among.partition_point(|c| c.score >= nth.score);
+        among.truncate(end);
     }
-    sorted
+    among
 }
 
 #[cfg(test)]

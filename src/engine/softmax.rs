@@ -18,9 +18,10 @@ pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let shifted = x.max(-87.0) * std::f32::consts::LOG2_E + ROUND;
+    let normal = x.max(-87.0);
+    let shifted = normal * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    let r = x.max(-87.0) - n * LN_2_HIGH - n * LN_2_LOW;
+    let r = normal - n * LN_2_HIGH - n * LN_2_LOW;
     let mut p = 1.0 / 5040.0;
     for c in [
         1.0 / 720.0,
