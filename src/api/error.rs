@@ -64,6 +64,16 @@ impl From<Error> for ApiError {
                 "validation",
                 format!("Input validation error: {message}"),
             ),
+            ErrorKind::Template => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "template_error",
+                format!("Template error: {message}"),
+            ),
+            ErrorKind::Tool => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "tool_error",
+                format!("Tool error: {message}"),
+            ),
             ErrorKind::Overloaded { retry_after } => Self {
                 retry_after_s: Some(retry_after.as_secs().max(1)),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)

@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use rand_core::{OsRng, TryRngCore};
 
 use super::Config;
-use crate::generation::{Error, Grammar, Request, Sampling, Tenant};
+use crate::generation::{Error, Grammar, Request, Sampling, StopRule, Tenant};
 use crate::wire::tgi::{self, GenerateParameters};
 
 /// The header by which a caller shortens its deadline, in milliseconds.
@@ -121,10 +121,9 @@ pub(super) fn request(
         temperature: temperature.unwrap_or(1.0),
         repetition_penalty: repetition_penalty.unwrap_or(1.0),
         frequency_penalty: frequency_penalty.unwrap_or(0.0),
-        top_k: None,
         top_p: *top_p,
         typical_p: *typical_p,
-        seed: None,
+        ..Sampling::GREEDY
     };
     let mut sampling = sampling
         .checked()
@@ -192,6 +191,7 @@ pub(super) fn request(
         truncate: truncate.and_then(NonZeroUsize::new),
         max_new_tokens: max_new_tokens.and_then(NonZeroU32::new),
         stop: stop.clone(),
+        stop_rule: StopRule::Keep,
         sampling,
         grammar: grammar.as_ref().map(grammar_of),
         top_n_tokens: top_n as usize,

@@ -455,7 +455,8 @@ fn seconds(duration: Duration) -> f64 {
 /// Counts a failure under its label.
 pub(super) fn count_error(metrics: &Metrics, error: &Error) {
     metrics.count_failure(match error.kind {
-        ErrorKind::Invalid => Failure::Validation,
+        ErrorKind::Invalid | ErrorKind::Tool => Failure::Validation,
+        ErrorKind::Template => Failure::Template,
         ErrorKind::Overloaded { .. } => Failure::Overloaded,
         ErrorKind::Generation | ErrorKind::Unhealthy => Failure::Generation,
         ErrorKind::Incomplete => Failure::Incomplete,

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use crate::engine::Engine;
-use crate::generation::{Error, Event, EventStream, Request, RequestId, Sampling, Tenant, TokenId};
+use crate::generation::{
+    Error, Event, EventStream, Request, RequestId, Sampling, StopRule, Tenant, TokenId,
+};
 use crate::telemetry::{Failure, Metrics};
 use crate::text::{Encoding, Tokenizer};
 use futures::StreamExt;
@@ -162,6 +164,7 @@ impl Dispatcher {
             truncate: None,
             max_new_tokens: std::num::NonZeroU32::new(1),
             stop: Vec::new(),
+            stop_rule: StopRule::Keep,
             sampling: Sampling::GREEDY,
             grammar: None,
             top_n_tokens: 0,

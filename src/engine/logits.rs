@@ -58,6 +58,10 @@ impl Processor {
             top_k,
             top_p,
             typical_p,
+            frequency_rule: _,
+            presence_penalty: _,
+            logit_bias: _,
+            min_p: _,
             seed: _,
         } = sampling;
         let penalised = *repetition_penalty != 1.0 || *frequency_penalty != 0.0;

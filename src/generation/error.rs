@@ -10,6 +10,10 @@ use std::time::Duration;
 pub enum ErrorKind {
     /// The request itself is wrong; repeating it cannot help.
     Invalid,
+    /// The chat template refuses the messages.
+    Template,
+    /// The tools or the choice among them are wrong.
+    Tool,
     /// Every place that could serve is full; worth another try after the given time.
     Overloaded {
         /// How long the caller should wait before the next try.
@@ -40,6 +44,22 @@ impl Error {
     pub fn invalid(message: impl Into<String>) -> Self {
         Self {
             kind: ErrorKind::Invalid,
+            message: message.into(),
+        }
+    }
+
+    /// Builds a refusal by the chat template; `message` is the template's own.
+    pub fn template(message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Template,
+            message: message.into(),
+        }
+    }
+
+    /// Builds a refusal of tools; `message` says which tool or rule.
+    pub fn tool(message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Tool,
             message: message.into(),
         }
     }

@@ -4,14 +4,16 @@
 //! plain data, validated once, with no I/O and no tensors. Every answer, wherever it was made, is one
 //! [`EventStream`]. Nothing here knows a wire format, a status code or a tokenizer.
 
+mod chat;
 mod error;
 mod event;
 mod ids;
 mod request;
 
+pub use chat::{Conversation, Message, Tool, ToolCall, ToolChoice};
 pub use error::{Error, ErrorKind};
 pub use event::{
     Event, EventStream, Finish, FinishReason, PromptToken, Started, Timings, TokenEvent, TokenInfo,
 };
 pub use ids::{RequestId, TokenId};
-pub use request::{Grammar, InvalidSampling, Request, Sampling, Tenant};
+pub use request::{FrequencyRule, Grammar, InvalidSampling, Request, Sampling, StopRule, Tenant};

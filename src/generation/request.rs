@@ -8,6 +8,8 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::TokenId;
+
 /// Whose request it is: separates prefix caches, and later budgets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tenant(pub Arc<str>);
@@ -32,6 +34,8 @@ pub struct Request {
     pub max_new_tokens: Option<NonZeroU32>,
     /// Texts that end the answer.
     pub stop: Vec<String>,
+    /// Whether the stop string that ended the answer is part of it.
+    pub stop_rule: StopRule,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// What shape the answer must have.
@@ -50,33 +54,64 @@ pub struct Request {
     pub deadline: Option<Instant>,
 }
 
+/// What becomes of the stop string that ended an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopRule {
+    /// It stays at the end of the text (TGI).
+    Keep,
+    /// It is left out, and whatever may become one is held back until that is known (OpenAI).
+    Drop,
+}
+
 /// A shape the answer must have, as the caller wrote it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Grammar {
-    /// A JSON Schema.
+    /// A JSON Schema, as JSON text.
     JsonSchema(String),
+    /// Any JSON object.
+    JsonObject,
     /// A regular expression for the whole answer.
     Regex(String),
+    /// A context-free grammar in llguidance's dialect of Lark.
+    Lark(String),
+}
+
+/// What a frequency penalty is multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrequencyRule {
+    /// A token's share of prompt and answer (TGI).
+    Share,
+    /// How often the answer holds it (OpenAI).
+    Count,
 }
 
 /// How a token is chosen from the model's scores.
 ///
 /// Invariants: `temperature` and `repetition_penalty` are positive and finite; `frequency_penalty` lies in
-/// \[-2, 2\]; `top_p` and `typical_p`, when present, lie in (0, 1).
+/// \[-2, 2\], as does `presence_penalty`; `top_p` and `typical_p`, when present, lie in (0, 1), `min_p` in
+/// \[0, 1\]; every bias lies in \[-100, 100\].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// Divides the scores; below 1 sharpens, above 1 flattens.
     pub temperature: f32,
     /// Scores of tokens seen in prompt or answer are divided by it (multiplied when negative).
     pub repetition_penalty: f32,
-    /// Subtracted from the scores of seen tokens in proportion to their share of the text.
+    /// Subtracted from the scores of seen tokens, multiplied as `frequency_rule` says.
     pub frequency_penalty: f32,
+    /// What `frequency_penalty` is multiplied with.
+    pub frequency_rule: FrequencyRule,
+    /// Subtracted once from the scores of tokens the answer already holds.
+    pub presence_penalty: f32,
+    /// Added to the scores of single tokens, before anything else.
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// Keeps the so many best tokens.
     pub top_k: Option<NonZeroU32>,
     /// Keeps the smallest set of best tokens with this probability.
     pub top_p: Option<f32>,
     /// Keeps the tokens nearest to the expected information, with this probability in all.
     pub typical_p: Option<f32>,
+    /// Keeps the tokens at least this many times as probable as the best one.
+    pub min_p: Option<f32>,
     /// The seed that draws tokens; none means greedy decoding.
     pub seed: Option<u64>,
 }
@@ -93,9 +128,13 @@ impl Sampling {
         temperature: 1.0,
         repetition_penalty: 1.0,
         frequency_penalty: 0.0,
+        frequency_rule: FrequencyRule::Share,
+        presence_penalty: 0.0,
+        logit_bias: Vec::new(),
         top_k: None,
         top_p: None,
         typical_p: None,
+        min_p: None,
         seed: None,
     };
 
@@ -115,6 +154,16 @@ impl Sampling {
             Err(InvalidSampling::TopP)
         } else if !open_unit(self.typical_p) {
             Err(InvalidSampling::TypicalP)
+        } else if !(-2.0..=2.0).contains(&self.presence_penalty) {
+            Err(InvalidSampling::PresencePenalty)
+        } else if self.min_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) {
+            Err(InvalidSampling::MinP)
+        } else if self
+            .logit_bias
+            .iter()
+            .any(|(_, bias)| !(-100.0..=100.0).contains(bias))
+        {
+            Err(InvalidSampling::LogitBias)
         } else {
             Ok(self)
         }
@@ -134,6 +183,12 @@ pub enum InvalidSampling {
     TopP,
     /// Outside (0, 1).
     TypicalP,
+    /// Outside \[-2, 2\].
+    PresencePenalty,
+    /// Outside \[0, 1\].
+    MinP,
+    /// Outside \[-100, 100\].
+    LogitBias,
 }
 
 impl fmt::Display for InvalidSampling {
@@ -144,6 +199,9 @@ impl fmt::Display for InvalidSampling {
             Self::FrequencyPenalty => "`frequency_penalty` must be >= -2.0 and <= 2.0",
             Self::TopP => "`top_p` must be > 0.0 and < 1.0",
             Self::TypicalP => "`typical_p` must be > 0.0 and < 1.0",
+            Self::PresencePenalty => "`presence_penalty` must be >= -2.0 and <= 2.0",
+            Self::MinP => "`min_p` must be >= 0.0 and <= 1.0",
+            Self::LogitBias => "`logit_bias` values must be >= -100 and <= 100",
         })
     }
 }

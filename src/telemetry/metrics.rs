@@ -19,6 +19,8 @@ pub enum Failure {
     Overloaded,
     /// A parameter was wrong.
     Validation,
+    /// The chat template refused the messages.
+    Template,
     /// The engine failed.
     Generation,
     /// The answer ended early.
@@ -30,9 +32,10 @@ pub enum Failure {
 }
 
 impl Failure {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Overloaded,
         Self::Validation,
+        Self::Template,
         Self::Generation,
         Self::Incomplete,
         Self::Dropped,
@@ -43,6 +46,7 @@ impl Failure {
         match self {
             Self::Overloaded => "overloaded",
             Self::Validation => "validation",
+            Self::Template => "template",
             Self::Generation => "generation",
             Self::Incomplete => "incomplete",
             Self::Dropped => "dropped",
