@@ -5,6 +5,8 @@
 //! rest is known, and the emitted pieces pass a [`StopMatcher`], which finds a stop string wherever it lies,
 //! inside a token or across several. A tokenizer is read from a `tokenizer.json` or rebuilt from the
 //! vocabulary a GGUF file carries ([`GgufVocabulary`]); both give the same ids for the same text.
+//! Of an answer's text a [`ReasoningSplitter`] takes off what the model thought first, and a [`ToolParser`] tells
+//! the calls of tools from the rest.
 //!
 //! The floor is separate because the engine must not know text: a stop string is found out here and
 //! ends the sequence in there. It reads no file, starts no thread and awaits nothing: encoding is
@@ -13,15 +15,23 @@
 mod detokenizer;
 mod gguf;
 mod pieces;
+mod reasoning;
 mod special_tokens;
 mod stop;
 mod tokenizer;
+mod tool_calls;
+mod tool_prompt;
 
 pub use detokenizer::{Detokenizer, Emission};
 pub use gguf::GgufVocabulary;
+pub use reasoning::{ReasoningFormat, ReasoningSplitter, Split};
 pub use special_tokens::SpecialTokens;
 pub use stop::{StopMatcher, StopOutcome};
 pub use tokenizer::{Encoding, Tokenizer};
+pub use tool_calls::{
+    Forced, GrammarOptions, Piece, ToolFormat, ToolParser, ToolSchema, mentions_tools,
+};
+pub use tool_prompt::{DEFAULT_TOOL_PROMPT, with_tools};
 
 #[cfg(test)]
 mod tests;
