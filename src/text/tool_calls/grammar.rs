@@ -122,6 +122,11 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// A marker the family may go without: nothing, unless the tokenizer has it.
+    fn special_marker(&self, text: &str) -> String {
+        (self.options.special)(text).map_or_else(String::new, |id| format!("<[{id}]>"))
+    }
+
     fn is_special(&self, text: &str) -> bool {
         (self.options.special)(text).is_some()
     }
@@ -174,13 +179,9 @@ impl<'a> Writer<'a> {
             }
             ToolFormat::Pythonic => {
                 let list = self.block_behind_marker();
-                let (open, close) = ("<|tool_call_start|>", "<|tool_call_end|>");
-                if self.is_special(open) && self.is_special(close) {
-                    let (open, close) = (self.marker(open), self.marker(close));
-                    format!("{open} {list} {close}")
-                } else {
-                    list
-                }
+                let open = self.special_marker("<|tool_call_start|>");
+                let close = self.special_marker("<|tool_call_end|>");
+                format!("{open} {list} {close}")
             }
             ToolFormat::Mistral => {
                 let open = self.marker("[TOOL_CALLS]");
@@ -221,12 +222,7 @@ impl<'a> Writer<'a> {
             ToolFormat::Mistral => format!("\" \"? \"[\" {} \"]\"", self.several("call", ", ")),
             ToolFormat::Pythonic => format!("\"[\" {} \"]\"", self.several("call", ", ")),
             ToolFormat::Granite => {
-                let close = "<|/tool_call|>";
-                let close = if self.is_special(close) {
-                    self.marker(close)
-                } else {
-                    String::new()
-                };
+                let close = self.special_marker("<|/tool_call|>");
                 format!("\"[\" {} \"]\" {close}", self.several("call", ", "))
             }
         }
@@ -251,7 +247,12 @@ impl<'a> Writer<'a> {
             let written = self.marker(marker);
             if self.is_special(marker) {
                 let text = if bare.is_some() { "FREE" } else { "TEXT" };
-                leads.push(format!("{text} {written} {behind}"));
+                let close = match *marker {
+                    "<|tool_call_start|>" => self.special_marker("<|tool_call_end|>"),
+                    "<|python_start|>" => self.special_marker("<|python_end|>"),
+                    _ => String::new(),
+                };
+                leads.push(format!("{text} {written} {behind} {close}"));
             } else if bare.is_none() {
                 self.line(&format!("lead{at}[lazy]"), &format!("TEXT {written}"));
                 leads.push(format!("lead{at} {behind}"));

@@ -350,6 +350,7 @@ impl ToolParser {
             }
             ']' => {
                 self.in_list = false;
+                self.in_block = false;
                 self.held.clear();
                 self.candidate = 0;
             }
@@ -359,8 +360,9 @@ impl ToolParser {
 
     /// The reader of a call whose first character this is, if a call may begin here.
     fn body_at(&self, c: char) -> Option<Body> {
-        let goes_on = self.zone == Zone::Opened
-            || self.zone == Zone::After && (self.in_block || self.in_list);
+        let in_block = self.in_block && self.format != ToolFormat::Mistral;
+        let goes_on =
+            self.zone == Zone::Opened || self.zone == Zone::After && (in_block || self.in_list);
         let is_identifier = c.is_alphabetic() || c == '_';
         match self.format {
             _ if c == '{' && goes_on && self.format != ToolFormat::Pythonic => {
