@@ -12,6 +12,7 @@
 //! ends the sequence in there. It reads no file, starts no thread and awaits nothing: encoding is
 //! plain CPU work of some microseconds per kilobyte, and long prompts belong on a blocking pool.
 
+mod chat_template;
 mod detokenizer;
 mod gguf;
 mod pieces;
@@ -22,6 +23,7 @@ mod tokenizer;
 mod tool_calls;
 mod tool_prompt;
 
+pub use chat_template::{ChatTemplate, Conversation, TemplateError, TemplateSources};
 pub use detokenizer::{Detokenizer, Emission};
 pub use gguf::GgufVocabulary;
 pub use reasoning::{ReasoningFormat, ReasoningSplitter, Split};
@@ -38,7 +40,7 @@ mod tests;
 
 /// Everything that can go wrong on this floor.
 ///
-/// The first three come from a model's files and stop a server at start; the operator must act. The
+/// The first four come from a model's files and stop a server at start; the operator must act. The
 /// last two can only come from a tokenizer whose parts disagree with each other, while it runs.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -64,6 +66,14 @@ pub enum TextError {
         /// Full metadata key, such as `tokenizer.ggml.pre`.
         key: &'static str,
         /// What is wrong with its value.
+        reason: String,
+    },
+    /// A chat template is not one.
+    #[error("chat template `{name}`: {reason}")]
+    Template {
+        /// Name of the template, `default` where the model's files give it none.
+        name: String,
+        /// What is wrong, and on which line.
         reason: String,
     },
     /// The text could not be encoded.
