@@ -340,6 +340,7 @@ fn engine_loop(sequences: usize, args: &Args) -> Sample {
                     max_new_tokens: args.steps + 1,
                     eos: Arc::from([]),
                     sampling: args.sampling.sampling(number as u64),
+                    guide: None,
                     top_n: 0,
                     prompt_logprobs: false,
                     tenant: Tenant::anonymous(),

@@ -8,7 +8,7 @@
 //!  hall      dispatch                    admit, check, carry out, account
 //!  wing      engine                      continuous batching on this machine
 //!  cellar    model → kernel              tensors; candle lives only here
-//!  pipes     generation · text · wire · telemetry     small, under every floor
+//!  pipes     generation · text · guided · wire · telemetry     small, under every floor
 //! ```
 //!
 //! Imports go downward only; `tests/it/architecture.rs` reads them and fails on any other.
@@ -18,7 +18,7 @@
 //! 1. `api/tgi.rs` reads the body (`wire::tgi`) and takes a permit from the hall.
 //! 2. `api/from_tgi.rs` checks every parameter and builds a [`generation::Request`].
 //! 3. `dispatch/lifecycle.rs` turns text into tokens, off the async threads when it is long, checks
-//!    lengths, and hands a job to the engine.
+//!    lengths, compiles the grammar (`guided/`) if there is one, and hands a job to the engine.
 //! 4. `engine/worker.rs`, one OS thread, runs steps: `scheduler.rs` chooses tokens to compute under a
 //!    budget, `batch.rs` lays them out, `model/decoder.rs` runs one forward pass for all of them,
 //!    `logits.rs` and `sampler.rs` choose a token for each sequence that is up to date.
@@ -30,7 +30,7 @@
 //!
 //! a default → `config/resolve.rs` · a setting's name → `config/raw.rs` · a limit's check →
 //! `api/from_tgi.rs` or `dispatch/lifecycle.rs` · batch shape → `engine/scheduler.rs` · what a token may be
-//! → `engine/logits.rs` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
+//! → `engine/logits.rs`, `guided/` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
 //! `kernel/cpu/` (twin in `kernel/reference.rs`) · a status code → `api/error.rs` · a metric →
 //! `telemetry/metrics.rs`.
 
@@ -41,6 +41,7 @@ pub mod config;
 pub mod dispatch;
 pub mod engine;
 pub mod generation;
+pub mod guided;
 pub mod kernel;
 pub mod model;
 pub mod telemetry;

@@ -212,9 +212,9 @@ pub(super) fn random_seed() -> Result<u64, Error> {
 
 fn grammar_of(grammar: &tgi::Grammar) -> Grammar {
     match grammar {
-        tgi::Grammar::Json(serde_json::Value::String(text)) => Grammar::JsonSchema(text.clone()),
-        tgi::Grammar::Json(schema) => Grammar::JsonSchema(schema.to_string()),
-        tgi::Grammar::JsonSchema(named) => Grammar::JsonSchema(named.schema.to_string()),
+        tgi::Grammar::Json(value) => Grammar::TgiSchema(value.to_string()),
+        tgi::Grammar::JsonSchema(named) => Grammar::TgiSchema(named.schema.to_string()),
         tgi::Grammar::Regex(text) => Grammar::Regex(text.clone()),
+        tgi::Grammar::Lark(text) => Grammar::Lark(text.clone()),
     }
 }

@@ -265,7 +265,7 @@ pub struct TgiOnly {
     #[arg(long, env = "PROMETHEUS_PORT", hide = true)]
     pub prometheus_port: Option<u16>,
 
-    /// (TGI) no effect: grammars are not served yet
+    /// (TGI) refuse requests that ask for a shape of the answer
     #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT", num_args = 0..=1, default_missing_value = "true", hide = true)]
     pub disable_grammar_support: Option<bool>,
 

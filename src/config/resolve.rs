@@ -78,6 +78,7 @@ pub struct Settings {
     validation_workers: usize,
     prompt_logprobs: bool,
     max_request_duration: Duration,
+    grammars: bool,
     memory_bytes: usize,
 }
 
@@ -231,6 +232,7 @@ impl Settings {
                 .get(),
             prompt_logprobs: enable_prefill_logprobs.unwrap_or(false),
             max_request_duration,
+            grammars: tgi_only.disable_grammar_support != Some(true),
             memory_bytes: machine.available_memory_bytes,
             warnings,
         };
@@ -326,6 +328,7 @@ impl Settings {
                 validation_workers: self.validation_workers,
                 prompt_logprobs: self.prompt_logprobs,
                 max_request_duration: self.max_request_duration,
+                grammars: self.grammars,
             },
         })
     }
@@ -394,7 +397,7 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
         waiting_served_ratio,
         max_waiting_tokens,
         prometheus_port,
-        disable_grammar_support,
+        disable_grammar_support: _,
         usage_stats,
         cuda_graphs,
         cuda_memory_fraction,
@@ -442,7 +445,6 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
         ("waiting_served_ratio", waiting_served_ratio.is_some()),
         ("max_waiting_tokens", max_waiting_tokens.is_some()),
         ("prometheus_port", prometheus_port.is_some()),
-        ("disable_grammar_support", disable_grammar_support.is_some()),
         ("usage_stats", usage_stats.is_some()),
         ("cuda_graphs", cuda_graphs.is_some()),
         ("cuda_memory_fraction", cuda_memory_fraction.is_some()),

@@ -14,9 +14,10 @@ use super::admission::Permit;
 use super::{Config, Inner};
 use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
 use crate::generation::{
-    Error, ErrorKind, Event, EventStream, Finish, FinishReason, PromptToken, Request, RequestId,
-    Started, Timings, TokenEvent, TokenId, TokenInfo,
+    Error, ErrorKind, Event, EventStream, Finish, FinishReason, Grammar, PromptToken, Request,
+    RequestId, Started, Timings, TokenEvent, TokenId, TokenInfo,
 };
+use crate::guided::{GrammarError, Guide};
 use crate::telemetry::{Failure, Metrics};
 use crate::text::{Detokenizer, Encoding, StopMatcher, StopOutcome};
 
@@ -54,6 +55,30 @@ pub(super) async fn encode(
         .map_err(failed)
 }
 
+/// Compiles a grammar, on a thread that may block unless it is known already.
+async fn guide(inner: &Inner, grammar: &Grammar) -> Result<Guide, Error> {
+    let refused = |e: GrammarError| Error::invalid(e.to_string());
+    let compiler = inner
+        .compiler
+        .as_ref()
+        .ok_or_else(|| refused(GrammarError::Unsupported))?;
+    if let Some(outcome) = compiler.remembered(grammar) {
+        return outcome.map_err(refused);
+    }
+    let turn = Arc::clone(&inner.compiling).acquire_owned().await;
+    let compiler = Arc::clone(compiler);
+    let grammar = grammar.clone();
+    // As with texts, the turn ends with the work, not with the caller's patience.
+    let task = tokio::task::spawn_blocking(move || {
+        let guide = compiler.compile(&grammar);
+        drop(turn);
+        guide
+    });
+    task.await
+        .map_err(|_| Error::generation("the grammar's compiler panicked"))?
+        .map_err(refused)
+}
+
 /// Starts one sequence: prompt to tokens, lengths checked, handed to the engine.
 pub(super) async fn start(
     inner: &Arc<Inner>,
@@ -69,7 +94,7 @@ pub(super) async fn start(
             .map_err(|_| Error::deadline_exceeded())?,
         None => prepared.instrument(span).await,
     };
-    let (prompt, max_new_tokens) = prepared?;
+    let (prompt, max_new_tokens, guide) = prepared?;
     let queued_at = Instant::now();
     if request.accounted {
         inner
@@ -94,6 +119,7 @@ pub(super) async fn start(
         max_new_tokens,
         eos: Arc::clone(&inner.eos),
         sampling: request.sampling.clone(),
+        guide,
         top_n: request.top_n_tokens,
         prompt_logprobs: request.prompt_logprobs,
         tenant: request.tenant.clone(),
@@ -124,8 +150,11 @@ pub(super) async fn start(
     Ok(EventStream::new(Watched::new(answer, request.deadline)))
 }
 
-/// The prompt's tokens and how many may follow, after the checks that need the tokenizer.
-async fn prepare(inner: &Inner, request: &Request) -> Result<(Vec<TokenId>, usize), Error> {
+/// The prompt's tokens, how many may follow and which, after the checks that need the tokenizer.
+async fn prepare(
+    inner: &Inner,
+    request: &Request,
+) -> Result<(Vec<TokenId>, usize, Option<Guide>), Error> {
     let Config {
         max_input_tokens,
         max_total_tokens,
@@ -153,9 +182,10 @@ async fn prepare(inner: &Inner, request: &Request) -> Result<(Vec<TokenId>, usiz
             "`inputs` must have less than {max_input_tokens} tokens. Given: {input}"
         )));
     }
-    if request.grammar.is_some() {
-        return Err(Error::invalid("grammar is not supported"));
-    }
+    let guide = match &request.grammar {
+        Some(grammar) => Some(guide(inner, grammar).await?),
+        None => None,
+    };
     if input == 0 {
         return Err(Error::invalid("`inputs` cannot be empty"));
     }
@@ -164,7 +194,7 @@ async fn prepare(inner: &Inner, request: &Request) -> Result<(Vec<TokenId>, usiz
             "`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. Given: {input} `inputs` tokens and 1 `max_new_tokens`"
         )));
     }
-    Ok((prompt, wanted.min(left)))
+    Ok((prompt, wanted.min(left), guide))
 }
 
 /// One answer in the making. Dropping it closes the engine's channel, which cancels the work.

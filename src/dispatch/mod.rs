@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::generation::{
     Error, Event, EventStream, Request, RequestId, Sampling, StopRule, Tenant, TokenId,
 };
+use crate::guided::{CACHED_GRAMMARS, Compiler};
 use crate::telemetry::{Failure, Metrics};
 use crate::text::{Encoding, Tokenizer};
 use futures::StreamExt;
@@ -37,6 +38,8 @@ pub struct Config {
     pub prompt_logprobs: bool,
     /// Longest life of a request.
     pub max_request_duration: Duration,
+    /// Whether callers may ask for a shape of the answer.
+    pub grammars: bool,
 }
 
 /// Admits requests and carries them out. Clones share everything.
@@ -54,6 +57,9 @@ struct Inner {
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
     tokenizing: Arc<Semaphore>,
+    /// None when grammars are not served.
+    compiler: Option<Arc<Compiler>>,
+    compiling: Arc<Semaphore>,
     pace: admission::Pace,
     next_id: std::sync::atomic::AtomicU64,
 }
@@ -69,6 +75,13 @@ impl Dispatcher {
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
         let tokenizing = Arc::new(Semaphore::new(config.validation_workers));
+        let compiler = config.grammars.then(|| {
+            Arc::new(Compiler::new(
+                tokenizer.clone(),
+                Arc::clone(&eos),
+                CACHED_GRAMMARS,
+            ))
+        });
         Self {
             inner: Arc::new(Inner {
                 config,
@@ -78,10 +91,17 @@ impl Dispatcher {
                 metrics,
                 permits,
                 tokenizing,
+                compiler,
+                compiling: Arc::new(Semaphore::new(COMPILED_AT_ONCE)),
                 pace: admission::Pace::default(),
                 next_id: std::sync::atomic::AtomicU64::new(0),
             }),
         }
+    }
+
+    /// Largest token id the tokenizer knows, plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.tokenizer.vocab_size()
     }
 
     /// The bounds in force.
@@ -186,6 +206,9 @@ impl Dispatcher {
         Err(Error::unhealthy())
     }
 }
+
+/// Grammars compiled at once; the others wait, those compiled already do not.
+const COMPILED_AT_ONCE: usize = 2;
 
 /// How long the health probe's token may take.
 const HEALTH_PROBE_TIME: Duration = Duration::from_secs(10);

@@ -1,17 +1,19 @@
 //! Shapes one row of scores before a token is drawn, in TGI's order.
 //!
-//! Repetition penalty, frequency penalty, temperature, top-k, top-p, typical-p; each only when it is set.
-//! A row untouched by any of them is never copied, and once tokens have been excluded only the few that
-//! stay are looked at. Deliberate differences from TGI, all toward what its parameters promise: rows are
-//! not padded, so token 0 is never penalised for padding, and the frequency penalty counts over the
-//! sequence's own length, not the longest one of the batch, which would make a request's tokens depend on
-//! its neighbours.
+//! Bias, repetition penalty, frequency penalty, presence penalty, the grammar's mask, temperature, top-k,
+//! top-p, typical-p, min-p; each only when it is set. A row untouched by any of them is never copied, and
+//! once tokens have been excluded only the few that stay are looked at. Deliberate differences from TGI, all
+//! toward what its parameters promise: rows are not padded, so token 0 is never penalised for padding, and
+//! the frequency penalty counts over the sequence's own length, not the longest one of the batch, which
+//! would make a request's tokens depend on its neighbours.
 //!
 //! Source: the text-generation-inference warpers (`utils/logits_process.py`); typical sampling, Meister et
-//! al. 2022; nucleus sampling, Holtzman et al. 2020.
+//! al. 2022; nucleus sampling, Holtzman et al. 2020; min-p, Nguyen et al. 2024; the penalties on counts,
+//! OpenAI's API reference.
 
 use super::softmax;
-use crate::generation::{Sampling, TokenId};
+use crate::generation::{FrequencyRule, Sampling, TokenId};
+use crate::guided::Mask;
 
 /// A row after shaping: the tokens that can still be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +33,15 @@ pub struct Candidate {
     pub score: f32,
 }
 
+/// The tokens a sequence has so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen<'a> {
+    /// The prompt's.
+    pub prompt: &'a [TokenId],
+    /// The answer's.
+    pub generated: &'a [TokenId],
+}
+
 /// Buffers kept between rows, so that a warm step allocates nothing.
 #[derive(Debug, Default)]
 pub struct Processor {
@@ -43,39 +54,52 @@ pub struct Processor {
 impl Processor {
     /// Returns what can be drawn from a row; at least one token.
     ///
-    /// `seen` is prompt and answer so far.
+    /// `mask` says what a grammar allows; tokens beyond it are excluded before the temperature is applied,
+    /// and where it leaves no choice nothing else is looked at.
     /// Cost: one pass for each setting that is on; only the tokens that stay are sorted.
     pub fn apply<'a>(
         &'a mut self,
         row: &'a [f32],
         sampling: &Sampling,
-        seen: &[TokenId],
+        seen: Seen<'_>,
+        mask: Option<&Mask>,
     ) -> Shaped<'a> {
         let Sampling {
             temperature,
             repetition_penalty,
             frequency_penalty,
+            frequency_rule: _,
+            presence_penalty,
+            logit_bias,
             top_k,
             top_p,
             typical_p,
-            frequency_rule: _,
-            presence_penalty: _,
-            logit_bias: _,
-            min_p: _,
+            min_p,
             seed: _,
         } = sampling;
-        let penalised = *repetition_penalty != 1.0 || *frequency_penalty != 0.0;
-        let row = if penalised || *temperature != 1.0 {
+        if let Some(id) = mask.and_then(Mask::only)
+            && let Some(&score) = row.get(id.0 as usize)
+        {
+            self.few.clear();
+            self.few.push(Candidate { id: id.0, score });
+            return Shaped::Few(&self.few);
+        }
+        let penalised =
+            *repetition_penalty != 1.0 || *frequency_penalty != 0.0 || *presence_penalty != 0.0;
+        let changed = penalised || !logit_bias.is_empty() || mask.is_some();
+        let row = if changed || *temperature != 1.0 {
             self.scores.clear();
             self.scores.extend_from_slice(row);
+            for (id, bias) in logit_bias {
+                if let Some(score) = self.scores.get_mut(id.0 as usize) {
+                    *score += bias;
+                }
+            }
             if penalised {
-                penalise(
-                    &mut self.scores,
-                    &mut self.counts,
-                    *repetition_penalty,
-                    *frequency_penalty,
-                    seen,
-                );
+                penalise(&mut self.scores, &mut self.counts, sampling, seen);
+            }
+            if let Some(mask) = mask {
+                exclude(&mut self.scores, mask);
             }
             if *temperature != 1.0 {
                 // Differences to the best score, so that no temperature, however small, overflows.
@@ -88,7 +112,8 @@ impl Processor {
         } else {
             row
         };
-        if top_k.is_none() && top_p.is_none() && typical_p.is_none() {
+        let min_p = min_p.filter(|&p| p > 0.0);
+        if top_k.is_none() && top_p.is_none() && typical_p.is_none() && min_p.is_none() {
             return Shaped::Whole(row);
         }
         let few = &mut self.few;
@@ -119,25 +144,24 @@ impl Processor {
             let mean = mean as f32;
             keep_nearest(few, row, best, *mass, |score| (score - best - mean).abs());
         }
+        if let Some(p) = min_p {
+            keep_above_share(few, row, p);
+        }
         Shaped::Few(few)
     }
 }
 
-fn penalise(
-    scores: &mut [f32],
-    counts: &mut Vec<u32>,
-    repetition: f32,
-    frequency: f32,
-    seen: &[TokenId],
-) {
-    counts.clear();
-    counts.resize(scores.len(), 0);
-    for token in seen {
-        if let Some(count) = counts.get_mut(token.0 as usize) {
-            *count += 1;
-        }
-    }
-    let length = seen.len().max(1) as f32;
+/// Each setting on the tokens it is about; penalties of counts follow TGI's or OpenAI's rule.
+fn penalise(scores: &mut [f32], counts: &mut Vec<u32>, sampling: &Sampling, seen: Seen<'_>) {
+    let Seen { prompt, generated } = seen;
+    let Sampling {
+        repetition_penalty: repetition,
+        frequency_penalty: frequency,
+        ..
+    } = *sampling;
+    count(counts, scores.len(), prompt.iter().chain(generated));
+    let length = (prompt.len() + generated.len()).max(1) as f32;
+    let by_share = sampling.frequency_rule == FrequencyRule::Share;
     for (score, &count) in scores.iter_mut().zip(counts.iter()) {
         if count > 0 {
             *score = if *score < 0.0 {
@@ -145,8 +169,63 @@ fn penalise(
             } else {
                 *score / repetition
             };
-            *score = (*score - frequency * count as f32 / length).clamp(f32::MIN, f32::MAX);
+            if by_share {
+                *score -= frequency * count as f32 / length;
+            }
+            *score = score.clamp(f32::MIN, f32::MAX);
         }
+    }
+    let presence = sampling.presence_penalty;
+    if presence == 0.0 && (by_share || frequency == 0.0) {
+        return;
+    }
+    count(counts, scores.len(), generated.iter());
+    for (score, &count) in scores.iter_mut().zip(counts.iter()) {
+        if count > 0 {
+            let by_count = if by_share {
+                0.0
+            } else {
+                frequency * count as f32
+            };
+            *score = (*score - by_count - presence).clamp(f32::MIN, f32::MAX);
+        }
+    }
+}
+
+/// How often each token of the vocabulary occurs.
+fn count<'a>(counts: &mut Vec<u32>, vocab: usize, tokens: impl Iterator<Item = &'a TokenId>) {
+    counts.clear();
+    counts.resize(vocab, 0);
+    for token in tokens {
+        if let Some(count) = counts.get_mut(token.0 as usize) {
+            *count += 1;
+        }
+    }
+}
+
+/// Takes every token out that the mask does not allow.
+fn exclude(scores: &mut [f32], mask: &Mask) {
+    let words = mask.words().iter().copied().chain(std::iter::repeat(0));
+    for (chunk, word) in scores.chunks_mut(32).zip(words) {
+        for (bit, score) in chunk.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 && !score.is_nan() {
+                *score = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+/// Keeps the tokens at least `p` times as probable as the best one: of those kept so far, or of the whole
+/// row when nothing has been excluded yet.
+fn keep_above_share(few: &mut Vec<Candidate>, row: &[f32], p: f32) {
+    let kept = few.iter().map(|candidate| candidate.score);
+    let best = kept.fold(f32::NEG_INFINITY, f32::max);
+    if few.is_empty() {
+        let floor = softmax::best(row) + p.ln();
+        gather(few, row, |score| score >= floor);
+    } else {
+        let floor = best + p.ln();
+        few.retain(|candidate| candidate.score >= floor);
     }
 }
 
@@ -161,7 +240,9 @@ fn keep_best(few: &mut Vec<Candidate>, work: &mut Vec<f32>, row: &[f32], k: usiz
         work.extend_from_slice(row);
         *work.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
     };
-    gather(few, row, |score| score >= floor);
+    gather(few, row, |score| {
+        score >= floor && score > f32::NEG_INFINITY
+    });
 }
 
 /// Up to so many best scores, an ordered list of them is cheaper than a partial sort of the whole row.
@@ -208,7 +289,7 @@ fn keep_nearest(
     // Most of the probability mostly lies near: look at a small neighbourhood first, and at a larger one
     // only while it does not hold enough.
     for limit in [1.0, 2.0, 4.0, 8.0, 16.0, f32::INFINITY] {
-        let is_near = |score: f32| distance(score) <= limit;
+        let is_near = |score: f32| distance(score) <= limit && score > f32::NEG_INFINITY;
         if !narrowed {
             gather(few, row, is_near);
         }
@@ -264,7 +345,7 @@ mod tests {
     }
 
     fn kept(sampling: Sampling) -> Vec<u32> {
-        ids(Processor::default().apply(&ROW, &sampling, &[]))
+        ids(Processor::default().apply(&ROW, &sampling, Seen::default(), None))
     }
 
     #[test]
@@ -291,7 +372,10 @@ mod tests {
             let floor = sorted[(k as usize).min(row.len()) - 1];
             let expected: Vec<u32> = (0..3000).filter(|&i| row[i as usize] >= floor).collect();
             let mut processor = Processor::default();
-            assert_eq!(ids(processor.apply(&row, &sampling, &[])), expected);
+            assert_eq!(
+                ids(processor.apply(&row, &sampling, Seen::default(), None)),
+                expected
+            );
         }
     }
 
@@ -330,7 +414,7 @@ mod tests {
                 ..Sampling::GREEDY
             };
             let mut processor = Processor::default();
-            let kept = ids(processor.apply(&row, &sampling, &[]));
+            let kept = ids(processor.apply(&row, &sampling, Seen::default(), None));
             let weight = |id: u32| f64::from(row[id as usize]).exp();
             let total: f64 = (0..5000).map(weight).sum();
             let mass: f64 = kept.iter().map(|&id| weight(id)).sum::<f64>() / total;
@@ -363,8 +447,11 @@ mod tests {
             frequency_penalty: 1.0,
             ..Sampling::GREEDY
         };
-        let seen = [TokenId(1), TokenId(1), TokenId(3), TokenId(1)];
-        let shaped = processor.apply(&ROW, &sampling, &seen);
+        let seen = Seen {
+            prompt: &[TokenId(1), TokenId(1)],
+            generated: &[TokenId(3), TokenId(1)],
+        };
+        let shaped = processor.apply(&ROW, &sampling, seen, None);
         assert_eq!(
             shaped,
             Shaped::Whole(&[1.0, 1.5 - 0.75, 2.0, -2.0 - 0.25, 2.0])
@@ -373,7 +460,10 @@ mod tests {
 
     #[test]
     fn extreme_settings_leave_a_row_that_can_be_drawn_from() {
-        let seen = [TokenId(2), TokenId(3)];
+        let seen = Seen {
+            prompt: &[TokenId(2), TokenId(3)],
+            generated: &[],
+        };
         for (temperature, repetition_penalty) in [(1e-40, 1.0), (1e-40, 1e-40), (1.0, 1e-40)] {
             let sampling = Sampling {
                 temperature,
@@ -381,7 +471,7 @@ mod tests {
                 ..Sampling::GREEDY
             };
             let mut processor = Processor::default();
-            let Shaped::Whole(row) = processor.apply(&ROW, &sampling, &seen) else {
+            let Shaped::Whole(row) = processor.apply(&ROW, &sampling, seen, None) else {
                 panic!("nothing was excluded");
             };
             assert!(softmax::best(row).is_finite(), "{row:?}");
@@ -395,7 +485,7 @@ mod tests {
             seed: Some(1),
             ..Sampling::GREEDY
         };
-        let Shaped::Whole(row) = processor.apply(&ROW, &sampling, &[]) else {
+        let Shaped::Whole(row) = processor.apply(&ROW, &sampling, Seen::default(), None) else {
             panic!("nothing was excluded");
         };
         assert!(std::ptr::eq(row, ROW.as_slice()));

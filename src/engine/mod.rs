@@ -1,6 +1,6 @@
 //! The local engine: token lists in, tokens out, many sequences at once.
 //!
-//! One step is drain → schedule → forward → sample → emit, and it all happens on one OS thread, which
+//! One step is drain → schedule → forward ∥ masks → sample → emit, and it all happens on one OS thread, which
 //! alone owns the scheduler, the KV blocks and the model: there is no lock on the step path. The async
 //! world meets it in `handle.rs` only: jobs go in through a bounded channel, each job's tokens come out
 //! through a channel of its own, and dropping that channel's far end cancels the job at the next step.
@@ -10,6 +10,7 @@ mod batch;
 pub mod block_pool;
 mod handle;
 pub mod logits;
+mod masks;
 pub mod prefix_cache;
 pub mod sampler;
 pub mod scheduler;
@@ -27,6 +28,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::generation::{Sampling, Tenant, TokenId};
+use crate::guided::Guide;
 
 /// The engine's bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub struct Job {
     pub eos: Arc<[TokenId]>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Which tokens may be chosen, when the answer must have a shape.
+    pub guide: Option<Guide>,
     /// How many rivals to report with each token.
     pub top_n: usize,
     /// Whether the prompt's own log-probabilities are wanted.

@@ -11,11 +11,13 @@ use std::time::Instant;
 
 use super::batch::{Batch, wanted_rows};
 use super::handle::{Engine, Shared};
-use super::logits::Processor;
+use super::logits::{Processor, Seen};
+use super::masks::Masks;
 use super::sampler::{logprob_of, sample};
 use super::scheduler::{Limits, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::{Config, Ended, Job, Output};
+use crate::guided::Guide;
 use crate::model::{BLOCK_TOKENS, CausalLm, Logits, StepInput};
 use crate::telemetry::{Method, Metrics};
 
@@ -29,7 +31,8 @@ pub fn start(
 ) -> std::io::Result<Engine> {
     let (sender, jobs) = sync_channel(config.max_queued.get());
     let shared = Arc::new(Shared::default());
-    let worker = Worker::new(model, config, metrics, jobs, Arc::clone(&shared));
+    let masks = Masks::start()?;
+    let worker = Worker::new(model, config, metrics, jobs, masks, Arc::clone(&shared));
     std::thread::Builder::new()
         .name("engine".to_owned())
         .spawn(move || worker.run())?;
@@ -39,10 +42,20 @@ pub fn start(
 /// A job that the scheduler knows, with what it needs beside its tokens.
 struct Active {
     job: Job,
+    guide: Guiding,
     /// When its first step began.
     started_at: Option<Instant>,
     announced: bool,
     prompt_logprobs: Vec<f32>,
+}
+
+/// Where a sequence's guide is.
+enum Guiding {
+    Free,
+    Here(Box<Guide>),
+    /// Its mask is being made.
+    Lent,
+    Failed(String),
 }
 
 /// Says that the engine's thread has ended when it is dropped, be it by a panic.
@@ -62,6 +75,7 @@ struct Worker {
     batch: Batch,
     logits: Logits,
     processor: Processor,
+    masks: Masks,
     metrics: Arc<Metrics>,
     jobs: Receiver<Job>,
     shared: Arc<Shared>,
@@ -73,6 +87,7 @@ impl Worker {
         config: Config,
         metrics: Arc<Metrics>,
         jobs: Receiver<Job>,
+        masks: Masks,
         shared: Arc<Shared>,
     ) -> Self {
         metrics.kv_blocks.set(config.num_blocks as i64);
@@ -92,6 +107,7 @@ impl Worker {
             batch: Batch::default(),
             logits: Logits::default(),
             processor: Processor::default(),
+            masks,
             metrics,
             jobs,
             shared,
@@ -126,7 +142,7 @@ impl Worker {
         }
     }
 
-    fn take_in(&mut self, job: Job) {
+    fn take_in(&mut self, mut job: Job) {
         if !self.scheduler.fits(job.prompt.len() + job.max_new_tokens) {
             let _ = job.output.send(Output::Failed(
                 "the request exceeds the KV cache".to_owned(),
@@ -144,8 +160,10 @@ impl Worker {
         if self.active.len() <= place {
             self.active.resize_with(place + 1, || None);
         }
+        let guide = job.guide.take();
         self.active[place] = Some(Active {
             job,
+            guide: guide.map_or(Guiding::Free, |guide| Guiding::Here(Box::new(guide))),
             started_at: None,
             announced: false,
             prompt_logprobs: Vec::new(),
@@ -196,7 +214,10 @@ impl Worker {
         } else {
             Method::Decode
         };
-        match self.forward() {
+        self.lend_guides();
+        let forwarded = self.forward();
+        self.take_guides_back();
+        match forwarded {
             Ok(()) => {
                 let forward = began.elapsed();
                 self.shared.last_step_failed.store(false, Ordering::Relaxed);
@@ -213,6 +234,34 @@ impl Worker {
                 self.shared.last_step_failed.store(true, Ordering::Relaxed);
                 self.metrics.observe_failed_step(method);
                 self.fail_step(&problem);
+            }
+        }
+    }
+
+    /// Has the masks made that this step's sampling needs.
+    fn lend_guides(&mut self) {
+        for share in &self.scheduler.plan().shares {
+            if !share.samples {
+                continue;
+            }
+            let Some(active) = &mut self.active[share.sequence.0 as usize] else {
+                continue;
+            };
+            if matches!(&active.guide, Guiding::Here(guide) if guide.mask().is_none())
+                && let Guiding::Here(guide) = std::mem::replace(&mut active.guide, Guiding::Lent)
+            {
+                self.masks.begin(share.sequence, guide);
+            }
+        }
+    }
+
+    fn take_guides_back(&mut self) {
+        while let Some(loan) = self.masks.finish() {
+            if let Some(active) = &mut self.active[loan.sequence.0 as usize] {
+                active.guide = match loan.outcome {
+                    Ok(()) => Guiding::Here(loan.guide),
+                    Err(e) => Guiding::Failed(e.to_string()),
+                };
             }
         }
     }
@@ -266,10 +315,27 @@ impl Worker {
             if !share.samples {
                 continue;
             }
+            let mask = match &active.guide {
+                Guiding::Free => None,
+                Guiding::Here(guide) => guide.mask(),
+                Guiding::Lent | Guiding::Failed(_) => {
+                    let problem = match &active.guide {
+                        Guiding::Failed(problem) => problem.as_str(),
+                        _ => "the thread that makes masks has ended",
+                    };
+                    let _ = active.job.output.send(Output::Failed(problem.to_owned()));
+                    self.remove(id);
+                    continue;
+                }
+            };
             let sampling = &active.job.sampling;
-            let scores =
-                self.processor
-                    .apply(self.logits.row(row - 1), sampling, sequence.tokens());
+            let seen = Seen {
+                prompt: &sequence.tokens()[..sequence.prompt_len()],
+                generated: sequence.generated(),
+            };
+            let scores = self
+                .processor
+                .apply(self.logits.row(row - 1), sampling, seen, mask);
             let place = sequence.generated().len();
             let Some(sampled) = sample(scores, sampling.seed, place, active.job.top_n) else {
                 let _ = active.job.output.send(Output::Failed(
@@ -302,9 +368,15 @@ impl Worker {
                 .is_ok();
             if ended.is_some() || !delivered {
                 self.remove(id);
-            } else {
-                self.scheduler.append(id, token);
+                continue;
             }
+            if let Guiding::Here(guide) = &mut active.guide
+                && let Err(e) = guide.accept(token)
+            {
+                // Told at the next step, as a mask that cannot be made.
+                active.guide = Guiding::Failed(e.to_string());
+            }
+            self.scheduler.append(id, token);
         }
     }
 

@@ -68,6 +68,9 @@ pub enum StopRule {
 pub enum Grammar {
     /// A JSON Schema, as JSON text.
     JsonSchema(String),
+    /// The value of TGI's `json` grammar, as JSON text: a schema or a string that holds one, and the schema
+    /// must list `properties`.
+    TgiSchema(String),
     /// Any JSON object.
     JsonObject,
     /// A regular expression for the whole answer.

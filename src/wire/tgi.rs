@@ -91,6 +91,9 @@ pub enum Grammar {
     /// A named JSON Schema.
     #[serde(rename = "json_schema")]
     JsonSchema(NamedSchema),
+    /// A context-free grammar in llguidance's dialect of Lark; not TGI's.
+    #[serde(rename = "lark")]
+    Lark(String),
 }
 
 /// A JSON Schema with its name.

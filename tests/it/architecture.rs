@@ -7,15 +7,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Floor, and the floors it may use beside itself.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("generation", &[]),
     ("wire", &[]),
     ("telemetry", &[]),
     ("text", &["generation"]),
+    ("guided", &["generation", "text"]),
     ("kernel", &["telemetry"]),
     ("model", &["kernel", "generation", "telemetry"]),
-    ("engine", &["model", "generation", "telemetry"]),
-    ("dispatch", &["engine", "text", "generation", "telemetry"]),
+    ("engine", &["model", "guided", "generation", "telemetry"]),
+    (
+        "dispatch",
+        &["engine", "text", "guided", "generation", "telemetry"],
+    ),
     ("api", &["dispatch", "wire", "generation", "telemetry"]),
     (
         "config",
@@ -39,7 +43,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// Crate, the places that may name it, and why nobody else may.
-const CRATES: [(&str, &[&str], &str); 6] = [
+const CRATES: [(&str, &[&str], &str); 7] = [
     (
         "candle_core",
         &["model/", "kernel/"],
@@ -50,6 +54,11 @@ const CRATES: [(&str, &[&str], &str); 6] = [
         "hyper",
         &["app/server.rs"],
         "connections are the roof's business",
+    ),
+    (
+        "llguidance",
+        &["guided/"],
+        "grammars become masks in one place",
     ),
     ("tokenizers", &["text/"], "text becomes tokens in one place"),
     (

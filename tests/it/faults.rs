@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use sconce::dispatch::{self, Dispatcher};
 use sconce::engine::{self, Engine, Job, Output, SubmitError};
-use sconce::generation::{ErrorKind, Event, EventStream, Request, Sampling, Tenant, TokenId};
+use sconce::generation::{
+    ErrorKind, Event, EventStream, Request, Sampling, StopRule, Tenant, TokenId,
+};
 use sconce::model::{CausalLm, Logits, ModelError, StepInput};
 use sconce::telemetry::{HistogramRanges, Metrics};
 use sconce::text::{SpecialTokens, Tokenizer};
@@ -109,6 +111,7 @@ impl Setup {
             max_new_tokens,
             eos: Arc::from([]),
             sampling: Sampling::GREEDY,
+            guide: None,
             top_n: 0,
             prompt_logprobs: false,
             tenant: Tenant::anonymous(),
@@ -195,6 +198,7 @@ fn hall(setup: &Setup) -> Dispatcher {
         validation_workers: 1,
         prompt_logprobs: false,
         max_request_duration: Duration::from_secs(60),
+        grammars: true,
     };
     let metrics = Arc::clone(&setup.metrics);
     Dispatcher::new(
@@ -214,6 +218,7 @@ fn request() -> Request {
         max_new_tokens: std::num::NonZeroU32::new(3),
         stop: Vec::new(),
         sampling: Sampling::GREEDY,
+        stop_rule: StopRule::Keep,
         grammar: None,
         top_n_tokens: 0,
         prompt_logprobs: false,

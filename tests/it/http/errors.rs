@@ -300,20 +300,6 @@ fn a_window_larger_than_1024_takes_any_max_new_tokens() {
 #[test]
 fn what_is_not_served_is_refused() {
     let server = narrow();
-    let grammars = [
-        json!({"type": "json", "value": {"properties": {}}}),
-        json!({"type": "json_object", "value": "{}"}),
-        json!({"type": "json_schema", "value": {"name": "n", "schema": {}}}),
-        json!({"type": "regex", "value": "a+"}),
-    ];
-    for grammar in grammars {
-        assert_invalid(
-            &server,
-            "a",
-            &json!({"grammar": grammar}),
-            "grammar is not supported",
-        );
-    }
     for parameters in [json!({"watermark": true}), json!({"adapter_id": "x"})] {
         let reply = server.post(
             "/generate",

@@ -5,6 +5,7 @@ mod bodies;
 mod concurrency;
 mod config;
 mod errors;
+mod grammar;
 mod lifecycle;
 mod metrics;
 mod models;

@@ -124,6 +124,7 @@ impl Running {
                 max_new_tokens: ask.max_new_tokens,
                 eos: Arc::from([]),
                 sampling: ask.sampling.clone(),
+                guide: None,
                 top_n: 0,
                 prompt_logprobs: ask.prompt_logprobs,
                 tenant: Tenant::anonymous(),
