@@ -1,53 +1,48 @@
-//! Who may call: one key, compared in constant time and never printed.
+//! Who may call: shows of keys are looked up, and the caller goes along with the request.
 
-use std::fmt;
+use std::convert::Infallible;
 
-use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header::{AUTHORIZATION, HeaderMap};
+use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
-use subtle::ConstantTimeEq;
+use chrono::Utc;
 
-use super::Api;
-use super::error::unauthorized;
+use super::keys::{Caller, KeyRing};
+use super::{Api, error};
 
-/// A secret that callers must show.
-#[derive(Clone)]
-pub struct ApiKey(String);
+/// Where clients of Anthropic put their key.
+const X_API_KEY: &str = "x-api-key";
 
-impl ApiKey {
-    /// Takes a key. Errors: it is empty or cannot stand in a header.
-    pub fn new(key: String) -> Result<Self, &'static str> {
-        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("api_key must be visible ASCII characters without spaces");
+/// Lets a request pass when no key is asked for or a right one is shown, and notes whose it is.
+pub(super) async fn require_key(
+    State(api): State<Api>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match caller(&api.config.keys, request.headers()) {
+        Some(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
         }
-        Ok(Self(key))
-    }
-
-    fn matches(&self, shown: &[u8]) -> bool {
-        self.0.as_bytes().ct_eq(shown).into()
+        None => error::unauthorized(request.uri().path(), api.config.compat),
     }
 }
 
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(…)")
+/// Who shows a right key, as `Authorization: Bearer` or as `x-api-key`.
+fn caller(keys: &KeyRing, headers: &HeaderMap) -> Option<Caller> {
+    if keys.is_open() {
+        return Some(Caller::anonymous());
     }
-}
-
-/// Lets a request pass when no key is configured or the right one is shown as `Bearer`.
-pub(super) async fn require_key(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let Some(key) = &api.config.api_key else {
-        return next.run(request).await;
-    };
-    let shown = request
-        .headers()
-        .get(AUTHORIZATION)
-        .map(|value| value.as_bytes());
-    match shown.and_then(bearer) {
-        Some(shown) if key.matches(shown) => next.run(request).await,
-        _ => unauthorized(),
-    }
+    let authorization = headers.get(AUTHORIZATION);
+    let bearer = authorization.and_then(|value| bearer(value.as_bytes()));
+    let x_api_key = headers.get(X_API_KEY).map(|value| value.as_bytes());
+    let now = Utc::now();
+    [bearer, x_api_key]
+        .into_iter()
+        .flatten()
+        .find_map(|shown| keys.caller(shown, now))
 }
 
 /// What follows the word `Bearer`, in any case.
@@ -58,18 +53,19 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
         .then(|| key.trim_ascii())
 }
 
+/// On a route that asks for no key the caller is anonymous.
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let noted = parts.extensions.get::<Self>().cloned();
+        Ok(noted.unwrap_or_else(Self::anonymous))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_exact_key_matches_and_it_is_not_printed() {
-        let key = ApiKey::new("s3cret".to_owned()).expect("a sound key");
-        assert!(key.matches(b"s3cret"));
-        assert!(!key.matches(b"S3CRET") && !key.matches(b"s3cre") && !key.matches(b""));
-        assert!(!format!("{key:?}").contains("s3cret"));
-        assert!(ApiKey::new(String::new()).is_err());
-    }
 
     #[test]
     fn the_scheme_is_read_in_any_case() {

@@ -3,7 +3,10 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 
+use super::compat::Compat;
+use super::limits::Refused;
 use crate::generation::{Error, ErrorKind};
 use crate::wire::tgi::ErrorResponse;
 
@@ -99,9 +102,10 @@ impl From<Error> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body)).into_response();
+impl ApiError {
+    /// Gives a body the status and the headers of this failure.
+    fn respond(&self, body: impl IntoResponse) -> Response {
+        let mut response = (self.status, body).into_response();
         if let Some(seconds) = self.retry_after_s {
             response
                 .headers_mut()
@@ -117,8 +121,80 @@ impl IntoResponse for ApiError {
     }
 }
 
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.respond(Json(&self.body))
+    }
+}
+
 /// The answer to a request without the right key.
-pub(super) fn unauthorized() -> Response {
+pub(super) fn unauthorized(path: &str, compat: Compat) -> Response {
     let text = "The API key is missing or wrong; send it as `Authorization: Bearer <key>`";
-    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", text.to_owned()).into_response()
+    let error = ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", text.to_owned());
+    let mut response = error.at_the_door(path, compat, "invalid_request_error", "invalid_api_key");
+    let scheme = HeaderValue::from_static("Bearer");
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, scheme);
+    response
+}
+
+/// The answer to a request beyond a limit of its key.
+pub(super) fn beyond_limit(refused: Refused, path: &str, compat: Compat) -> Response {
+    let error = ApiError {
+        retry_after_s: Some(refused.retry_after_s),
+        ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", refused.message)
+    };
+    error.at_the_door(path, compat, "requests", "rate_limit_exceeded")
+}
+
+/// Body of an error on `/v1` under `compat = "tgi"`: TGI's fields, and those that clients of OpenAI read.
+#[derive(Serialize)]
+struct FlatError<'a> {
+    error: &'a str,
+    error_type: &'a str,
+    message: &'a str,
+    code: &'a str,
+    param: Option<&'a str>,
+}
+
+/// Body of an error on `/v1` under `compat = "openai"`.
+#[derive(Serialize)]
+struct NestedError<'a> {
+    error: OpenAiError<'a>,
+}
+
+#[derive(Serialize)]
+struct OpenAiError<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    code: &'a str,
+    param: Option<&'a str>,
+}
+
+impl ApiError {
+    /// A refusal before any handler ran, in the words of the routes that the path belongs to.
+    fn at_the_door(self, path: &str, compat: Compat, openai_type: &str, code: &str) -> Response {
+        if !path.starts_with("/v1/") {
+            return self.into_response();
+        }
+        let ErrorResponse { error, error_type } = &self.body;
+        match compat {
+            Compat::Tgi => self.respond(Json(FlatError {
+                error,
+                error_type,
+                message: error,
+                code,
+                param: None,
+            })),
+            Compat::OpenAi => self.respond(Json(NestedError {
+                error: OpenAiError {
+                    message: error,
+                    r#type: openai_type,
+                    code,
+                    param: None,
+                },
+            })),
+        }
+    }
 }

@@ -77,6 +77,7 @@ pub(super) struct Frame {
     pub(super) prompt_logprobs: bool,
     pub(super) accepted_at: Instant,
     pub(super) deadline: Instant,
+    pub(super) tenant: Tenant,
 }
 
 /// Rules 1 to 13, then the request. Without a seed a sampled request draws one.
@@ -197,7 +198,7 @@ pub(super) fn request(
         top_n_tokens: top_n as usize,
         prompt_logprobs: *decoder_input_details && frame.prompt_logprobs,
         accounted: true,
-        tenant: Tenant::anonymous(),
+        tenant: frame.tenant.clone(),
         accepted_at: frame.accepted_at,
         deadline: Some(frame.deadline),
     })

@@ -6,8 +6,11 @@
 
 mod auth;
 mod body;
+mod compat;
 mod error;
 mod from_tgi;
+mod keys;
+mod limits;
 mod ops;
 mod sse;
 mod tgi;
@@ -17,12 +20,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use tower_http::cors::{Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
-pub use auth::ApiKey;
+pub use compat::{Compat, ReasoningFormat};
+pub use keys::{ApiKey, Key, KeyHash, KeyLimits, KeyRing};
 
 use crate::dispatch::Dispatcher;
 use crate::wire::tgi::Info;
@@ -40,8 +44,20 @@ pub struct Config {
     pub payload_limit_bytes: usize,
     /// Time a client has to send a body.
     pub body_read: Duration,
-    /// The key callers must show; none means that everyone may call.
-    pub api_key: Option<ApiKey>,
+    /// The keys callers must show; an empty ring means that everyone may call.
+    pub keys: KeyRing,
+    /// Whether every route but health asks for a key.
+    pub guard_all: bool,
+    /// Which wire is spoken where TGI and OpenAI disagree.
+    pub compat: Compat,
+    /// Where a model's reasoning goes.
+    pub reasoning_format: ReasoningFormat,
+    /// Limit of `n`.
+    pub max_choices: usize,
+    /// Another path for predictions, chosen by the platform (Vertex AI).
+    pub aip_predict_route: Option<String>,
+    /// Another path for health, chosen by the platform (Vertex AI).
+    pub aip_health_route: Option<String>,
     /// Origins whose pages may call; empty means all.
     pub cors_allow_origin: Vec<HeaderValue>,
     /// Silence after which a stream sends a comment.
@@ -75,18 +91,29 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         .route("/generate_stream", post(tgi::generate_stream))
         .route("/tokenize", post(tgi::tokenize))
         .layer(body_limit)
+        .route_layer(from_fn_with_state(api.clone(), limits::keep_to_limits))
         .route_layer(from_fn_with_state(api.clone(), auth::require_key));
-    let open = Router::new()
-        .route("/", get(ops::health))
-        .route("/health", get(ops::health))
-        .route("/health/live", get(ops::live))
-        .route("/health/ready", get(ops::health))
+    let mut open = Router::new()
         .route("/info", get(ops::info))
         .route("/metrics", get(ops::metrics))
         .route("/v1/models", get(ops::models));
-    open.merge(guarded).layer(cors).with_state(api)
+    if api.config.guard_all {
+        open = open.route_layer(from_fn_with_state(api.clone(), auth::require_key));
+    }
+    let health = Router::new()
+        .route("/", get(ops::health))
+        .route("/health", get(ops::health))
+        .route("/health/live", get(ops::live))
+        .route("/health/ready", get(ops::health));
+    health
+        .merge(open)
+        .merge(guarded)
+        .layer(cors)
+        .with_state(api)
 }
 
+/// Pages of the allowed origins may send any header: browsers' clients of OpenAI and Anthropic bring their
+/// own, and nothing is granted by a header that the key does not grant. Cookies are never asked for.
 fn cors(allowed: &[HeaderValue]) -> CorsLayer {
     let exposed = [
         "retry-after",
@@ -103,7 +130,7 @@ fn cors(allowed: &[HeaderValue]) -> CorsLayer {
     ];
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION])
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(exposed.map(HeaderName::from_static));
     if allowed.is_empty() {
         layer.allow_origin(Any)

@@ -13,6 +13,7 @@ use futures::{Stream, StreamExt, stream};
 
 use super::body::Body;
 use super::error::ApiError;
+use super::keys::Caller;
 use super::{Api, from_tgi, sse};
 use crate::dispatch::Permit;
 use crate::generation::{
@@ -27,25 +28,28 @@ use crate::wire::tgi::{
 /// `POST /generate`.
 pub(super) async fn generate(
     State(api): State<Api>,
+    caller: Caller,
     headers: HeaderMap,
     Body(body): Body<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    let (headers, answer) = collect_answer(&api, &headers, body).await?;
+    let (headers, answer) = collect_answer(&api, caller, &headers, body).await?;
     Ok((headers, Json(answer)).into_response())
 }
 
 /// `POST /generate_stream`.
 pub(super) async fn generate_stream(
     State(api): State<Api>,
+    caller: Caller,
     headers: HeaderMap,
     Body(body): Body<GenerateRequest>,
 ) -> Response {
-    stream_answer(api, &headers, body).await
+    stream_answer(api, caller, &headers, body).await
 }
 
 /// `POST /`: either of the two; full text unless told otherwise, and a list when not streamed.
 pub(super) async fn compat_generate(
     State(api): State<Api>,
+    caller: Caller,
     headers: HeaderMap,
     Body(body): Body<CompatGenerateRequest>,
 ) -> Result<Response, ApiError> {
@@ -57,9 +61,9 @@ pub(super) async fn compat_generate(
     parameters.return_full_text.get_or_insert(true);
     let body = GenerateRequest { inputs, parameters };
     if stream {
-        return Ok(stream_answer(api, &headers, body).await);
+        return Ok(stream_answer(api, caller, &headers, body).await);
     }
-    let (headers, answer) = collect_answer(&api, &headers, body).await?;
+    let (headers, answer) = collect_answer(&api, caller, &headers, body).await?;
     Ok((headers, Json([answer])).into_response())
 }
 
@@ -89,6 +93,7 @@ pub(super) async fn tokenize(
 /// Takes permits, checks, and returns the requests of one call, one for each sequence.
 fn accept(
     api: &Api,
+    caller: Caller,
     headers: &HeaderMap,
     body: &GenerateRequest,
     streaming: bool,
@@ -107,6 +112,7 @@ fn accept(
         prompt_logprobs: api.dispatcher.config().prompt_logprobs,
         accepted_at,
         deadline: api.dispatcher.deadline(accepted_at, asked),
+        tenant: caller.tenant,
     };
     let first = from_tgi::request(inputs.clone(), parameters, &api.config, &frame)?;
     let mut requests = vec![first];
@@ -165,10 +171,12 @@ impl Collected {
 
 async fn collect_answer(
     api: &Api,
+    caller: Caller,
     headers: &HeaderMap,
     body: GenerateRequest,
 ) -> Result<(HeaderMap, GenerateResponse), ApiError> {
-    let (requests, mut permit) = accept(api, headers, &body, false).map_err(|e| counted(api, e))?;
+    let (requests, mut permit) =
+        accept(api, caller, headers, &body, false).map_err(|e| counted(api, e))?;
     let GenerateRequest { inputs, parameters } = body;
     let answers = requests.into_iter().map(|request| {
         let permit = permit.split();
@@ -275,7 +283,12 @@ fn with_prompt(prompt: Option<&str>, generated: &str) -> String {
     format!("{}{generated}", prompt.unwrap_or_default())
 }
 
-async fn stream_answer(api: Api, headers: &HeaderMap, body: GenerateRequest) -> Response {
+async fn stream_answer(
+    api: Api,
+    caller: Caller,
+    headers: &HeaderMap,
+    body: GenerateRequest,
+) -> Response {
     let keep_alive = api.config.keep_alive;
     let mut out = HeaderMap::new();
     out.insert(
@@ -290,7 +303,7 @@ async fn stream_answer(api: Api, headers: &HeaderMap, body: GenerateRequest) -> 
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),
     );
-    let accepted = accept(&api, headers, &body, true).map_err(|e| counted(&api, e));
+    let accepted = accept(&api, caller, headers, &body, true).map_err(|e| counted(&api, e));
     let GenerateRequest { inputs, parameters } = body;
     // The answer is awaited inside the stream: the status is 200 whatever comes of it, as in TGI.
     let frames = stream::once(async move {

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::api::KeyRing;
 use crate::config::{Capacity, ConfigError, ModelSource, Settings};
 use crate::dispatch::Dispatcher;
 use crate::model::{BLOCK_TOKENS, Cpu, Decoder, ModelError};
@@ -95,7 +96,8 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     // The decoder holds the weights; the rest, tokenizer files above all, has been used up.
     drop(checkpoint);
     let dispatcher = Dispatcher::new(capacity.dispatch, engine, tokenizer, eos, metrics);
-    let routes = api::routes(api_config(&settings), dispatcher.clone(), info);
+    let keys = KeyRing::new(settings.api_key.clone(), settings.keys.clone());
+    let routes = api::routes(api_config(&settings, keys), dispatcher.clone(), info);
     server::run(routes, &settings, || dispatcher.is_idle())
 }
 
@@ -185,7 +187,7 @@ fn info(settings: &Settings, capacity: &Capacity, loaded: &Loaded, cpu: &Cpu) ->
     }
 }
 
-fn api_config(settings: &Settings) -> api::Config {
+fn api_config(settings: &Settings, keys: KeyRing) -> api::Config {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -195,7 +197,13 @@ fn api_config(settings: &Settings) -> api::Config {
         max_top_n_tokens: settings.max_top_n_tokens,
         payload_limit_bytes: settings.payload_limit_bytes,
         body_read: settings.body_read,
-        api_key: settings.api_key.clone(),
+        keys,
+        guard_all: settings.guard_all,
+        compat: settings.compat,
+        reasoning_format: settings.reasoning_format,
+        max_choices: settings.max_choices,
+        aip_predict_route: settings.platform.predict_route.clone(),
+        aip_health_route: settings.platform.health_route.clone(),
         cors_allow_origin: settings.cors_allow_origin.clone(),
         keep_alive: settings.keep_alive,
         compute_type: settings.compute_type.clone(),

@@ -4,13 +4,17 @@
 //! resolving (`resolve.rs`: every default, every check, all faults at once). Each floor owns its own
 //! settings type; this one only composes them.
 
+mod keys;
 mod machine;
+mod platform;
 mod raw;
 mod resolve;
 
+pub use keys::{NAMES, RawKey, is_name, parse_keys, read_keys};
 pub use machine::Machine;
+pub use platform::Platform;
 pub use raw::{RawConfig, ServeArgs};
-pub use resolve::{Capacity, ModelFacts, ModelSource, Settings};
+pub use resolve::{Capacity, ModelFacts, ModelSource, Settings, TlsFiles};
 
 /// Everything wrong with a configuration, one sentence each.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::ConfigError;
+use super::keys::{self, RawKey};
+use super::platform::Platform;
 
 /// Flags of `sconce serve`: a file, and every setting.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -52,6 +54,10 @@ pub struct RawConfig {
     /// Limit of `best_of` [default: 2]
     #[arg(long, env = "MAX_BEST_OF")]
     pub max_best_of: Option<usize>,
+
+    /// Limit of `n` [default: 8]
+    #[arg(long, env = "MAX_CHOICES")]
+    pub max_choices: Option<usize>,
 
     /// Limit of `stop` [default: 4]
     #[arg(long, env = "MAX_STOP_SEQUENCES")]
@@ -109,7 +115,11 @@ pub struct RawConfig {
     #[arg(long, short, env = "GRACEFUL_TERMINATION_TIMEOUT")]
     pub graceful_termination_timeout: Option<u64>,
 
-    /// Seconds a client has to send a request's head [default: 30]
+    /// Connections open at once; further ones wait until one of them ends [default: 512, or twice max_concurrent_requests]
+    #[arg(long, env = "MAX_CONNECTIONS")]
+    pub max_connections: Option<usize>,
+
+    /// Seconds a client has to send a request's head, and an idle connection stays open [default: 30]
     #[arg(long, env = "HEADER_READ_SECONDS")]
     pub header_read_seconds: Option<u64>,
 
@@ -117,9 +127,33 @@ pub struct RawConfig {
     #[arg(long, env = "BODY_READ_SECONDS")]
     pub body_read_seconds: Option<u64>,
 
+    /// Seconds a client may leave an answer unread before its connection is closed [default: 60]
+    #[arg(long, env = "WRITE_STALL_SECONDS")]
+    pub write_stall_seconds: Option<u64>,
+
     /// Seconds of silence after which a stream sends a comment [default: 15]
     #[arg(long, env = "KEEP_ALIVE_SECONDS")]
     pub keep_alive_seconds: Option<u64>,
+
+    /// Which wire is spoken where TGI and OpenAI disagree: tgi, openai [default: tgi]
+    #[arg(long, env = "COMPAT")]
+    pub compat: Option<String>,
+
+    /// Where a model's reasoning goes: none (it stays in the text), separate [default: none; separate with compat openai]
+    #[arg(long, env = "REASONING_FORMAT")]
+    pub reasoning_format: Option<String>,
+
+    /// Certificate chain in PEM, to serve HTTPS; needs tls_key
+    #[arg(long, env = "TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key in PEM
+    #[arg(long, env = "TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Asks for a key on every route but health, also on those that TGI leaves open [default: false]
+    #[arg(long, env = "GUARD_ALL", num_args = 0..=1, default_missing_value = "true")]
+    pub guard_all: Option<bool>,
 
     /// Key that callers must show as `Authorization: Bearer`; not allowed in the file
     #[arg(long, env = "API_KEY", hide_env_values = true)]
@@ -157,6 +191,21 @@ pub struct RawConfig {
     /// Logs as JSON lines [default: false]
     #[arg(long, env = "JSON_OUTPUT", num_args = 0..=1, default_missing_value = "true")]
     pub json_output: Option<bool>,
+
+    /// Keys of several callers; they stand in the file only.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<RawKey>,
+
+    /// The file that they stand in.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub keys_file: Option<PathBuf>,
+
+    /// What a hosting platform asks for.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub platform: Platform,
 
     /// A host name given where an address belongs; noted so that a warning can say so.
     #[arg(skip)]
@@ -304,17 +353,17 @@ impl RawConfig {
         {
             settings.ignored_hostname = settings.hostname.take();
         }
-        match config {
-            None => Ok(settings),
-            Some(path) => {
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|e| ConfigError(vec![format!("{}: {e}", path.display())]))?;
-                settings.over(&text, &path)
-            }
-        }
+        let settings = match config {
+            None => settings,
+            Some(path) => Self {
+                keys_file: Some(path.clone()),
+                ..settings.over(&read_file(&path)?, &path)?
+            },
+        };
+        settings.with_platform(|name| std::env::var(name).ok())
     }
 
-    fn over(self, file: &str, path: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn over(self, file: &str, path: &Path) -> Result<Self, ConfigError> {
         let fault = |e: &dyn std::fmt::Display| {
             ConfigError(vec![format!(
                 "{}: {}",
@@ -329,10 +378,11 @@ impl RawConfig {
             fault(&format!("line {line}: {}", e.message()))
         })?;
         let known = known_keys();
-        let unknown: Vec<String> = table
-            .keys()
-            .filter(|key| !known.contains(key))
-            .map(|key| format!("{}: {}", path.display(), unknown_key(key, &known)))
+        let unknown = table.keys().filter(|key| !known.contains(key));
+        let unknown: Vec<String> = unknown
+            .map(|key| unknown_key(key, &known))
+            .chain(keys::check_fields(&table))
+            .map(|fault| format!("{}: {fault}", path.display()))
             .collect();
         if !unknown.is_empty() {
             return Err(ConfigError(unknown));
@@ -366,7 +416,13 @@ fn known_keys() -> Vec<String> {
         .into_iter()
         .filter(|name| name != "help" && name != "api-key")
         .map(|name| name.replace('-', "_"))
+        .chain(["keys".to_owned()])
         .collect()
+}
+
+/// The text of a settings file. Errors: it cannot be read.
+pub(super) fn read_file(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|e| ConfigError(vec![format!("{}: {e}", path.display())]))
 }
 
 fn unknown_key(key: &str, known: &[String]) -> String {
@@ -374,13 +430,17 @@ fn unknown_key(key: &str, known: &[String]) -> String {
         return "`api_key` may not stand in a file; set the environment variable API_KEY"
             .to_owned();
     }
+    let nearest = nearest(key, known.iter().map(String::as_str));
+    format!("unknown key `{key}`; did you mean `{nearest}`?")
+}
+
+/// The most similar of some names.
+pub(super) fn nearest<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> &'a str {
+    let distance = |name: &&str| strsim::jaro_winkler(key, name);
     let nearest = known
-        .iter()
-        .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
-    match nearest {
-        Some(name) => format!("unknown key `{key}`; did you mean `{name}`?"),
-        None => format!("unknown key `{key}`"),
-    }
+        .into_iter()
+        .max_by(|a, b| distance(a).total_cmp(&distance(b)));
+    nearest.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,13 +6,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::platform::{Platform, is_route};
 use super::raw::{RawConfig, TgiOnly};
-use super::{ConfigError, Machine};
-use crate::api::ApiKey;
+use super::{ConfigError, Machine, keys};
+use crate::api::{ApiKey, Compat, Key, ReasoningFormat};
 use crate::model::{BLOCK_TOKENS, FloatType, Tier};
 use crate::telemetry::LogSettings;
 use crate::{dispatch, engine};
@@ -24,6 +26,15 @@ pub enum ModelSource {
     Embedded,
     /// A folder or a GGUF file.
     Path(PathBuf),
+}
+
+/// What HTTPS needs, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate chain, the server's own first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// Everything that does not depend on the model.
@@ -39,6 +50,12 @@ pub struct Settings {
     pub address: SocketAddr,
     /// Time to finish after SIGTERM.
     pub drain: Duration,
+    /// Certificate and key, to serve HTTPS.
+    pub tls: Option<TlsFiles>,
+    /// Connections open at once.
+    pub max_connections: usize,
+    /// Time a client may leave an answer unread.
+    pub write_stall: Duration,
     /// Time a client has to send a request's head.
     pub header_read: Duration,
     /// Time a client has to send a request's body.
@@ -59,8 +76,22 @@ pub struct Settings {
     pub max_client_batch_size: usize,
     /// Most bytes of a body.
     pub payload_limit_bytes: usize,
-    /// The key callers must show.
+    /// Limit of `n`.
+    pub max_choices: usize,
+    /// Which wire is spoken where TGI and OpenAI disagree.
+    pub compat: Compat,
+    /// Where a model's reasoning goes.
+    pub reasoning_format: ReasoningFormat,
+    /// Routes that a platform asks for.
+    pub platform: Platform,
+    /// The key that callers without a name must show.
     pub api_key: Option<ApiKey>,
+    /// The keys of named callers.
+    pub keys: Vec<Key>,
+    /// The file that they stand in, to be read again on SIGHUP.
+    pub keys_file: Option<PathBuf>,
+    /// Whether every route but health asks for a key.
+    pub guard_all: bool,
     /// Origins whose pages may call.
     pub cors_allow_origin: Vec<HeaderValue>,
     /// Silence after which a stream sends a comment.
@@ -110,6 +141,9 @@ const MOST: usize = 1 << 40;
 const MOST_REQUESTS: usize = 1 << 16;
 const MOST_THREADS: usize = 1024;
 const DEFAULT_CONCURRENCY: usize = 128;
+/// Half of the files that a process may usually open.
+const DEFAULT_CONNECTIONS: usize = 512;
+const MOST_CONNECTIONS: usize = 1 << 20;
 /// A step's token budget: enough rows to work at the speed of arithmetic, few enough that running answers
 /// do not stall for long behind a prompt.
 const DEFAULT_STEP_TOKENS: usize = 128;
@@ -126,6 +160,7 @@ impl Settings {
             port,
             max_concurrent_requests,
             max_best_of,
+            max_choices,
             max_stop_sequences,
             max_top_n_tokens,
             max_input_tokens,
@@ -140,10 +175,20 @@ impl Settings {
             enable_prefill_logprobs,
             max_request_seconds,
             graceful_termination_timeout,
+            max_connections,
             header_read_seconds,
             body_read_seconds,
+            write_stall_seconds,
             keep_alive_seconds,
+            compat,
+            reasoning_format,
+            tls_cert,
+            tls_key,
+            guard_all,
             api_key,
+            keys,
+            keys_file,
+            platform,
             cors_allow_origin,
             tokenizer_config_path,
             cpu_threads,
@@ -180,6 +225,27 @@ impl Settings {
             DEFAULT_CONCURRENCY,
             MOST_REQUESTS,
         );
+        let tls = match (tls_cert, tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+            _ => {
+                faults.add("tls_cert and tls_key belong together; give both or neither");
+                None
+            }
+        };
+        let Platform {
+            predict_route,
+            health_route,
+        } = &platform;
+        for (name, route) in [
+            ("AIP_PREDICT_ROUTE", predict_route),
+            ("AIP_HEALTH_ROUTE", health_route),
+        ] {
+            if route.as_deref().is_some_and(|route| !is_route(route)) {
+                faults.add(format!("{name} is not a plain path that begins with `/`"));
+            }
+        }
+        let compat: Compat = faults.parsed(compat).unwrap_or_default();
         let max_request_duration = faults.seconds("max_request_seconds", max_request_seconds, 600);
         let settings = Self {
             model: model_id.map_or(ModelSource::Embedded, |id| {
@@ -189,6 +255,16 @@ impl Settings {
             tokenizer_config_path,
             address: SocketAddr::new(ip, port.unwrap_or(3000)),
             drain: Duration::from_secs(graceful_termination_timeout.unwrap_or(90)),
+            tls,
+            max_connections: faults
+                .count(
+                    "max_connections",
+                    max_connections,
+                    DEFAULT_CONNECTIONS.max(2 * max_concurrent_requests.get()),
+                    MOST_CONNECTIONS,
+                )
+                .get(),
+            write_stall: faults.seconds("write_stall_seconds", write_stall_seconds, 60),
             header_read: faults.seconds("header_read_seconds", header_read_seconds, 30),
             body_read: faults
                 .seconds("body_read_seconds", body_read_seconds, 60)
@@ -209,7 +285,16 @@ impl Settings {
             payload_limit_bytes: faults
                 .positive("payload_limit", payload_limit, 2_000_000)
                 .get(),
-            api_key: api_key.and_then(|key| ApiKey::new(key.0).map_err(|e| faults.add(e)).ok()),
+            max_choices: faults.positive("max_choices", max_choices, 8).get(),
+            compat,
+            reasoning_format: faults
+                .parsed(reasoning_format)
+                .unwrap_or(compat.reasoning_format()),
+            platform,
+            api_key: api_key.and_then(|key| ApiKey::new(&key.0).map_err(|e| faults.add(e)).ok()),
+            keys: keys::resolve(keys, &mut faults.0),
+            keys_file,
+            guard_all: guard_all.unwrap_or(false),
             cors_allow_origin: origins(cors_allow_origin.unwrap_or_default(), &mut faults),
             keep_alive: faults.seconds("keep_alive_seconds", keep_alive_seconds, 15),
             compute_type: header(compute_type, &mut faults),
@@ -373,6 +458,11 @@ impl Faults {
         }
         // A year is as good as for ever, and keeps instants computable.
         Duration::from_secs(value.unwrap_or(default).min(366 * 24 * 3600))
+    }
+
+    /// A choice by name.
+    fn parsed<T: FromStr<Err = String>>(&mut self, name: Option<String>) -> Option<T> {
+        name?.parse().map_err(|fault: String| self.add(fault)).ok()
     }
 
     fn or<T>(self, value: T) -> Result<T, ConfigError> {
@@ -547,13 +637,16 @@ mod tests {
             dtype: Some("int3".into()),
             cpu_tier: Some("mmx".into()),
             api_key: Some("a b".into()),
+            compat: Some("both".into()),
+            tls_cert: Some("cert.pem".into()),
+            keys: vec![super::super::RawKey::default()],
             tgi_only: TgiOnly {
                 num_shard: Some(2),
                 ..TgiOnly::default()
             },
             ..RawConfig::default()
         };
-        assert_eq!(settings(raw).expect_err("five faults").0.len(), 5);
+        assert_eq!(settings(raw).expect_err("eight faults").0.len(), 8);
     }
 
     #[test]

@@ -23,7 +23,14 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("api", &["dispatch", "wire", "generation", "telemetry"]),
     (
         "config",
-        &["api", "dispatch", "engine", "model", "telemetry"],
+        &[
+            "api",
+            "dispatch",
+            "engine",
+            "generation",
+            "model",
+            "telemetry",
+        ],
     ),
     (
         "app",
