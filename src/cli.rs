@@ -6,6 +6,7 @@ use std::io::Write;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app;
+use crate::commands::key::KeyCommand;
 use crate::config::{Machine, RawConfig, ServeArgs, Settings};
 use crate::telemetry::init_log;
 
@@ -24,6 +25,9 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Check a configuration and the model it names, print what would be served, and stop
     Check(Box<CheckArgs>),
+    /// Make, list and revoke the keys of callers
+    #[command(subcommand)]
+    Key(KeyCommand),
 }
 
 #[derive(Debug, Args)]
@@ -47,6 +51,7 @@ impl Cli {
                 let report = app::check(&settings)?;
                 Ok(std::io::stdout().write_all(report.as_bytes())?)
             }
+            Command::Key(command) => command.run(),
         }
     }
 }

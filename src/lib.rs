@@ -3,7 +3,7 @@
 //! # The house
 //!
 //! ```text
-//!  roof      main  cli  app  config      knows everyone; known by no one
+//!  roof      main  cli  commands  app  config      knows everyone; known by no one
 //!  door      api                         HTTP in and out
 //!  hall      dispatch                    admit, check, carry out, account
 //!  wing      engine                      continuous batching on this machine
@@ -37,6 +37,7 @@
 pub mod api;
 pub mod app;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod dispatch;
 pub mod engine;

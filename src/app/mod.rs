@@ -2,6 +2,8 @@
 
 mod load;
 mod server;
+mod stall;
+mod tls;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use crate::wire::tgi::Info;
 use crate::{api, engine};
 
 use load::Loaded;
+use server::Doorkeeper;
 
 /// Why the server could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,14 @@ pub enum AppError {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// Certificate or key cannot be used.
+    #[error("{file}: {problem}")]
+    Tls {
+        /// The file at fault.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A thread or the runtime could not be started.
     #[error("cannot start: {0}")]
     Start(#[source] std::io::Error),
@@ -65,6 +76,7 @@ pub enum AppError {
 
 /// Serves until SIGTERM or SIGINT, then drains.
 pub fn serve(settings: Settings) -> Result<(), AppError> {
+    let tls = settings.tls.as_ref().map(tls::open).transpose()?;
     let loaded = Loaded::open(&settings)?;
     let capacity = settings.capacity(&loaded.facts())?;
     let cpu = Cpu::new(settings.threads, settings.tier).map_err(ModelError::from)?;
@@ -97,12 +109,19 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     drop(checkpoint);
     let dispatcher = Dispatcher::new(capacity.dispatch, engine, tokenizer, eos, metrics);
     let keys = KeyRing::new(settings.api_key.clone(), settings.keys.clone());
-    let routes = api::routes(api_config(&settings, keys), dispatcher.clone(), info);
-    server::run(routes, &settings, || dispatcher.is_idle())
+    let routes = api::routes(
+        api_config(&settings, keys.clone()),
+        dispatcher.clone(),
+        info,
+    );
+    server::run(routes, &settings, Doorkeeper { tls, keys }, || {
+        dispatcher.is_idle()
+    })
 }
 
 /// Opens everything `serve` would, and says what it found.
 pub fn check(settings: &Settings) -> Result<String, AppError> {
+    settings.tls.as_ref().map(tls::open).transpose()?;
     let loaded = Loaded::open(settings)?;
     let facts = loaded.facts();
     let capacity = settings.capacity(&facts)?;
@@ -149,12 +168,27 @@ pub fn check(settings: &Settings) -> Result<String, AppError> {
                 }),
         ),
         ("address", settings.address.to_string()),
+        ("keys", keys(settings)),
+        (
+            "tls",
+            if settings.tls.is_some() { "yes" } else { "no" }.to_owned(),
+        ),
     ];
     for (name, value) in lines {
         // Writing to a String cannot fail.
         let _ = writeln!(report, "{name:<24} {value}");
     }
     Ok(report)
+}
+
+/// Who may call, in words.
+fn keys(settings: &Settings) -> String {
+    match (settings.keys.len(), settings.api_key.is_some()) {
+        (0, false) => "none: everyone may call".to_owned(),
+        (0, true) => "API_KEY".to_owned(),
+        (named, false) => format!("{named} named"),
+        (named, true) => format!("{named} named, and API_KEY"),
+    }
 }
 
 fn info(settings: &Settings, capacity: &Capacity, loaded: &Loaded, cpu: &Cpu) -> Info {

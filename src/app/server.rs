@@ -1,26 +1,75 @@
 //! Listens, serves connections, and on a signal lets what runs finish.
 //!
-//! Connections are served by hyper's own builder, because it can bound the time a client takes to send a
-//! request's head; half-open and slow clients then cost a socket for that long and no more.
+//! Connections are served by hyper's own builder, because it can bound what a client costs before it has
+//! asked for anything: the time it takes to send a request's head, and the head's size. Together with a
+//! bound on open connections, and on the time an answer may lie unread (`stall.rs`), half-open and slow
+//! clients cost a socket and some kilobytes for so long and no more.
+//!
+//! SIGHUP reads the certificate and the keys of callers again; what is wrong then is logged, and what was
+//! right before goes on.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-use super::AppError;
-use crate::config::Settings;
+use super::stall::Impatient;
+use super::{AppError, tls};
+use crate::api::KeyRing;
+use crate::config::{Settings, read_keys};
 
 /// Async threads; they mostly sleep, the engine has the rest of the machine.
 const ASYNC_THREADS: usize = 2;
+/// Most bytes of a request's head. Bearer tokens and cookies of careful clients are a few kilobytes.
+const MAX_HEAD_BYTES: usize = 32 << 10;
+/// Most header lines of a request.
+const MAX_HEADERS: usize = 100;
+/// Most bytes that wait in each direction of a connection, beside one frame of a body.
+const MAX_BUFFER_BYTES: usize = 64 << 10;
+
+/// What decides who comes in, and can be read again while the server runs.
+pub(super) struct Doorkeeper {
+    /// Present when HTTPS is served.
+    pub(super) tls: Option<TlsAcceptor>,
+    /// The keys of callers, shared with the routes.
+    pub(super) keys: KeyRing,
+}
+
+impl Doorkeeper {
+    /// Reads again what stands in files.
+    fn reload(&mut self, settings: &Settings) {
+        if let Some(files) = &settings.tls {
+            match tls::open(files) {
+                Ok(fresh) => {
+                    self.tls = Some(fresh);
+                    tracing::info!("certificate read again");
+                }
+                Err(error) => tracing::error!(%error, "the certificate stays as it was"),
+            }
+        }
+        if let Some(file) = &settings.keys_file {
+            match read_keys(file) {
+                Ok(keys) => {
+                    tracing::info!(keys = keys.len(), "keys read again");
+                    self.keys.replace(keys);
+                }
+                Err(error) => tracing::error!(%error, "the keys stay as they were"),
+            }
+        }
+    }
+}
 
 /// Serves until SIGTERM or SIGINT, then waits for running requests as long as the settings allow.
 ///
@@ -28,6 +77,7 @@ const ASYNC_THREADS: usize = 2;
 pub(super) fn run(
     routes: Router,
     settings: &Settings,
+    door: Doorkeeper,
     is_idle: impl Fn() -> bool,
 ) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -35,7 +85,7 @@ pub(super) fn run(
         .enable_all()
         .build()
         .map_err(AppError::Start)?;
-    let result = runtime.block_on(listen(routes, settings, is_idle));
+    let result = runtime.block_on(listen(routes, settings, door, is_idle));
     // Requests that outlived the drain are dropped with the runtime.
     runtime.shutdown_background();
     result
@@ -61,6 +111,7 @@ async fn quiet(is_idle: impl Fn() -> bool) {
 async fn listen(
     routes: Router,
     settings: &Settings,
+    mut door: Doorkeeper,
     is_idle: impl Fn() -> bool,
 ) -> Result<(), AppError> {
     let address = settings.address;
@@ -69,18 +120,26 @@ async fn listen(
         .map_err(|source| AppError::Listen { address, source })?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Start)?;
+    let mut hangup = reload_signal(settings).map_err(AppError::Start)?;
     let bound = listener.local_addr().map_err(AppError::Start)?;
     // Launchers and scripts wait for this word.
-    tracing::info!(address = %bound, "Connected");
+    tracing::info!(address = %bound, tls = door.tls.is_some(), "Connected");
 
-    let mut builder = Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(settings.header_read);
+    let builder = builder(settings);
     let connections = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(settings.max_connections));
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        // Without a place nothing is accepted: clients wait in the system's queue, and cost nothing here.
+        let accept = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            accepted = accept => accepted,
+            () = received(&mut hangup) => {
+                door.reload(settings);
+                continue;
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         };
@@ -93,18 +152,17 @@ async fn listen(
                 continue;
             }
         };
-        // Tokens are small packets that must leave at once.
-        let _ = stream.set_nodelay(true);
-        let service = routes
-            .clone()
-            .map_request(|request: hyper::Request<Incoming>| request.map(axum::body::Body::new));
-        let connection =
-            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-        let connection = connections.watch(connection);
+        let connection = Connection {
+            builder: builder.clone(),
+            routes: routes.clone(),
+            watcher: connections.watcher(),
+            handshake: settings.header_read,
+        };
+        let stream = patient(stream, settings);
+        let tls = door.tls.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended badly");
-            }
+            connection.serve(stream, tls).await;
+            drop(place);
         });
     }
     drop(listener);
@@ -120,4 +178,69 @@ async fn listen(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Hyper's settings: see the consts above.
+fn builder(settings: &Settings) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // Also bounds the time between two requests of a connection.
+        .header_read_timeout(settings.header_read)
+        .max_header_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER_BYTES);
+    builder
+}
+
+/// Listens to SIGHUP only where there is something to read again; elsewhere it ends the process, as it does
+/// by default when a terminal is closed.
+fn reload_signal(settings: &Settings) -> std::io::Result<Option<Signal>> {
+    let wanted = settings.tls.is_some() || settings.keys_file.is_some();
+    wanted.then(|| signal(SignalKind::hangup())).transpose()
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn patient(stream: TcpStream, settings: &Settings) -> Impatient<TcpStream> {
+    // Tokens are small packets that must leave at once.
+    let _ = stream.set_nodelay(true);
+    Impatient::new(stream, settings.write_stall)
+}
+
+/// What one connection needs to be served.
+struct Connection {
+    builder: Builder,
+    routes: Router,
+    watcher: Watcher,
+    handshake: Duration,
+}
+
+impl Connection {
+    async fn serve(self, stream: Impatient<TcpStream>, tls: Option<TlsAcceptor>) {
+        let Some(tls) = tls else {
+            return self.serve_http(stream).await;
+        };
+        match tokio::time::timeout(self.handshake, tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.serve_http(stream).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = self
+            .routes
+            .map_request(|request: hyper::Request<Incoming>| request.map(axum::body::Body::new));
+        let service = TowerToHyperService::new(service);
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = self.watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended badly");
+        }
+    }
 }

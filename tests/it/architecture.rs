@@ -46,11 +46,12 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "wire",
         ],
     ),
-    ("cli", &["app", "config", "telemetry"]),
+    ("commands", &["api", "config"]),
+    ("cli", &["app", "commands", "config", "telemetry"]),
 ];
 
 /// Crate, the places that may name it, and why nobody else may.
-const CRATES: [(&str, &[&str], &str); 7] = [
+const CRATES: &[(&str, &[&str], &str)] = &[
     (
         "candle_core",
         &["model/", "kernel/"],
@@ -66,6 +67,16 @@ const CRATES: [(&str, &[&str], &str); 7] = [
         "llguidance",
         &["guided/"],
         "grammars become masks in one place",
+    ),
+    (
+        "tokio_rustls",
+        &["app/", "main.rs"],
+        "encryption is the roof's business",
+    ),
+    (
+        "toml_edit",
+        &["commands/"],
+        "settings are read by serde and edited by commands",
     ),
     ("tokenizers", &["text/"], "text becomes tokens in one place"),
     (

@@ -1,0 +1,5 @@
+//! Commands beside serving: each does one thing to files or prints one thing, and ends.
+//!
+//! One file for each; they may use every floor's public face and are used by `cli.rs` alone.
+
+pub mod key;
