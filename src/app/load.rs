@@ -1,5 +1,6 @@
-//! A model and its tokenizer, opened together and checked against each other.
+//! A model, its tokenizer and its chat template, opened together and checked against each other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
@@ -7,19 +8,23 @@ use serde_json::Value as Json;
 use super::AppError;
 use crate::config::{ModelFacts, ModelSource, Settings};
 use crate::generation::TokenId;
-use crate::model::{Checkpoint, Metadata, ModelError, TokenizerSource};
-use crate::text::{GgufVocabulary, SpecialTokens, TextError, Tokenizer};
+use crate::model::{ChatTemplates, Checkpoint, Metadata, ModelError, TokenizerSource};
+use crate::text::{
+    ChatTemplate, GgufVocabulary, SpecialTokens, TemplateSources, TextError, Tokenizer,
+};
 
 /// What the embedded model is called where a path would stand.
 pub(super) const EMBEDDED_LABEL: &str = "sconce-demo";
 
 static EMBEDDED: &[u8] = include_bytes!("../../models/demo/model.gguf");
 
-/// A checkpoint with its tokenizer and the tokens that end an answer.
+/// A checkpoint with its tokenizer, its chat template and the tokens that end an answer.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) checkpoint: Checkpoint,
     pub(super) tokenizer: Tokenizer,
+    /// What turns conversations into prompts; `None` when the model is no chat model.
+    pub(super) chat_template: Option<ChatTemplate>,
     pub(super) eos: Arc<[TokenId]>,
 }
 
@@ -51,11 +56,16 @@ impl Loaded {
             })?),
             None => None,
         };
-        let tokenizer =
-            tokenizer(checkpoint.tokenizer(), config).map_err(|source| AppError::Tokenizer {
-                model: checkpoint.label().to_owned(),
-                source,
-            })?;
+        let label = checkpoint.label().to_owned();
+        let text_error = |source| AppError::Tokenizer {
+            model: label.clone(),
+            source,
+        };
+        let special =
+            special_tokens(checkpoint.tokenizer(), config.as_deref()).map_err(text_error)?;
+        let chat_template = chat_template(&checkpoint, config.as_deref(), special.roles.clone())
+            .map_err(text_error)?;
+        let tokenizer = tokenizer(checkpoint.tokenizer(), special).map_err(text_error)?;
         let rows = checkpoint.spec().vocab;
         if tokenizer.vocab_size() > rows {
             return Err(AppError::VocabularyMismatch {
@@ -71,6 +81,7 @@ impl Loaded {
         Ok(Self {
             checkpoint,
             tokenizer,
+            chat_template,
             eos: eos.into(),
         })
     }
@@ -86,19 +97,88 @@ impl Loaded {
     }
 }
 
-fn tokenizer(source: &TokenizerSource, config: Option<Vec<u8>>) -> Result<Tokenizer, TextError> {
+/// The roles of special tokens; a given `tokenizer_config.json` stands in for the model's own.
+fn special_tokens(
+    source: &TokenizerSource,
+    config: Option<&[u8]>,
+) -> Result<SpecialTokens, TextError> {
     match source {
         TokenizerSource::Json {
-            tokenizer,
             config: own,
             special_tokens,
+            ..
         } => {
             let bytes = |json: &Json| (*json != Json::Null).then(|| json.to_string().into_bytes());
-            let config = config.or(bytes(own));
+            let own = bytes(own);
             let map = bytes(special_tokens);
-            let special = SpecialTokens::from_json(config.as_deref(), map.as_deref())?;
-            Tokenizer::from_json(tokenizer, special)
+            SpecialTokens::from_json(config.or(own.as_deref()), map.as_deref())
         }
+        TokenizerSource::Gguf(metadata) => Ok(SpecialTokens {
+            roles: gguf_roles(metadata)?,
+            ..SpecialTokens::default()
+        }),
+        TokenizerSource::None => Ok(SpecialTokens::default()),
+    }
+}
+
+/// The special tokens that a GGUF file names by id.
+fn gguf_roles(metadata: &Metadata) -> Result<BTreeMap<String, String>, TextError> {
+    const IDS: [(&str, &str); 7] = [
+        ("bos_token", "tokenizer.ggml.bos_token_id"),
+        ("eos_token", "tokenizer.ggml.eos_token_id"),
+        ("unk_token", "tokenizer.ggml.unknown_token_id"),
+        // The key is misspelt in the format's definition.
+        ("sep_token", "tokenizer.ggml.seperator_token_id"),
+        ("pad_token", "tokenizer.ggml.padding_token_id"),
+        ("cls_token", "tokenizer.ggml.cls_token_id"),
+        ("mask_token", "tokenizer.ggml.mask_token_id"),
+    ];
+    const TOKENS: &str = "tokenizer.ggml.tokens";
+    let wrong = |key: &'static str| move |reason: String| TextError::Gguf { key, reason };
+    let tokens = metadata.strings(TOKENS).map_err(wrong(TOKENS))?;
+    let tokens = tokens.unwrap_or_default();
+    let mut roles = BTreeMap::new();
+    for (role, key) in IDS {
+        let id = metadata.u32(key).map_err(wrong(key))?;
+        if let Some(token) = id.and_then(|id| tokens.get(id as usize)) {
+            roles.insert(role.to_owned(), token.clone());
+        }
+    }
+    Ok(roles)
+}
+
+/// The chat template of a given `tokenizer_config.json`, or else the model's own.
+fn chat_template(
+    checkpoint: &Checkpoint,
+    config: Option<&[u8]>,
+    special_tokens: BTreeMap<String, String>,
+) -> Result<Option<ChatTemplate>, TextError> {
+    let given = match config {
+        Some(config) => {
+            let config =
+                serde_json::from_slice(config).map_err(|error| TextError::InvalidFile {
+                    file: "tokenizer_config.json",
+                    reason: error.to_string(),
+                })?;
+            ChatTemplates::from_json(&config)
+        }
+        None => ChatTemplates::default(),
+    };
+    let chosen = if given.is_empty() {
+        checkpoint.chat_templates().clone()
+    } else {
+        given
+    };
+    if chosen.is_empty() {
+        return Ok(None);
+    }
+    let ChatTemplates { default, named } = chosen;
+    ChatTemplate::new(TemplateSources { default, named }, special_tokens).map(Some)
+}
+
+fn tokenizer(source: &TokenizerSource, special: SpecialTokens) -> Result<Tokenizer, TextError> {
+    match source {
+        TokenizerSource::Json { tokenizer, .. } => Tokenizer::from_json(tokenizer, special),
         TokenizerSource::Gguf(metadata) => Tokenizer::from_gguf(vocabulary(metadata)?),
         TokenizerSource::None => Err(TextError::InvalidFile {
             file: "tokenizer.json",

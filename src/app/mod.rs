@@ -103,6 +103,7 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     let Loaded {
         checkpoint,
         tokenizer,
+        chat_template: _,
         eos,
     } = loaded;
     // The decoder holds the weights; the rest, tokenizer files above all, has been used up.
@@ -161,8 +162,9 @@ pub fn check(settings: &Settings) -> Result<String, AppError> {
         (
             "chat template",
             loaded
-                .checkpoint
-                .chat_template()
+                .chat_template
+                .as_ref()
+                .and_then(|template| template.source(false))
                 .map_or("none".to_owned(), |text| {
                     format!("{} characters", text.chars().count())
                 }),

@@ -43,6 +43,70 @@ pub enum TokenizerSource {
     None,
 }
 
+/// The Jinja texts that turn conversations into prompts, as a model's files hold them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChatTemplates {
+    /// The one for every conversation.
+    pub default: Option<String>,
+    /// Those for some conversations, by name.
+    pub named: Vec<(String, String)>,
+}
+
+impl ChatTemplates {
+    /// Reads the `chat_template` of a configuration file: a text, a list of objects with `name` and `template`, or
+    /// an object of texts by name. Anything else is no template.
+    pub fn from_json(config: &Json) -> Self {
+        let mut found = Self::default();
+        let text = |value: &Json| value.as_str().map(str::to_owned);
+        match config.get("chat_template") {
+            Some(Json::String(template)) => found.default = Some(template.clone()),
+            Some(Json::Array(entries)) => {
+                for entry in entries {
+                    if let (Some(name), Some(template)) =
+                        (entry["name"].as_str(), text(&entry["template"]))
+                    {
+                        found.add(name, template);
+                    }
+                }
+            }
+            Some(Json::Object(entries)) => {
+                for (name, template) in entries {
+                    if let Some(template) = text(template) {
+                        found.add(name, template);
+                    }
+                }
+            }
+            _ => {}
+        }
+        found
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.default.is_none() && self.named.is_empty()
+    }
+
+    /// Adds a template, unless there is one of the name already.
+    fn add(&mut self, name: &str, template: String) {
+        if name == "default" {
+            self.default.get_or_insert(template);
+        } else if !self.named.iter().any(|(known, _)| known == name) {
+            self.named.push((name.to_owned(), template));
+        }
+    }
+
+    /// Adds what another source has and this one has not.
+    fn fill(&mut self, other: Self) {
+        let Self { default, named } = other;
+        if let Some(template) = default {
+            self.add("default", template);
+        }
+        for (name, template) in named {
+            self.add(&name, template);
+        }
+    }
+}
+
 /// A model as its files describe it.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -51,7 +115,7 @@ pub struct Checkpoint {
     weights: Weights,
     names: TensorNames,
     tokenizer: TokenizerSource,
-    chat_template: Option<String>,
+    chat_templates: ChatTemplates,
     eos: Vec<TokenId>,
 }
 
@@ -99,7 +163,7 @@ impl Checkpoint {
             spec,
             names: TensorNames::Hugging,
             tokenizer: TokenizerSource::None,
-            chat_template: None,
+            chat_templates: ChatTemplates::default(),
             eos: Vec::new(),
         })
     }
@@ -116,10 +180,7 @@ impl Checkpoint {
         spec.output_bias = weights.contains(&names.name(Part::OutputBias(0)));
         spec.mlp_bias = weights.contains(&names.name(Part::UpBias(0)));
         let eos = gguf_eos(&metadata).map_err(malformed)?;
-        let chat_template = metadata
-            .string("tokenizer.chat_template")
-            .map_err(malformed)?
-            .map(str::to_owned);
+        let chat_templates = gguf_chat_templates(&metadata).map_err(malformed)?;
         let tokenizer = TokenizerSource::Gguf(metadata);
         Ok(Self {
             label: path,
@@ -127,7 +188,7 @@ impl Checkpoint {
             weights,
             names,
             tokenizer,
-            chat_template,
+            chat_templates,
             eos,
         })
     }
@@ -156,24 +217,17 @@ impl Checkpoint {
             .map(|source| ids(source.get("eos_token_id")))
             .find(|ids| !ids.is_empty())
             .unwrap_or_default();
-        let template_path = folder.join("chat_template.jinja");
-        let chat_template = if template_path.exists() {
-            let text = String::from_utf8(read(&template_path)?).map_err(|_| {
-                ModelError::malformed(template_path.display().to_string(), "is not UTF-8 text")
-            })?;
-            Some(text)
-        } else {
-            tokenizer_config
-                .get("chat_template")
-                .and_then(Json::as_str)
-                .map(str::to_owned)
-        };
+        let mut chat_templates = jinja_files(folder)?;
+        chat_templates.fill(ChatTemplates::from_json(&tokenizer_config));
+        for file in ["chat_template.json", "processor_config.json"] {
+            chat_templates.fill(ChatTemplates::from_json(&config_of(file)?));
+        }
         Ok(Self {
             label: folder.display().to_string(),
             spec,
             weights,
             names,
-            chat_template,
+            chat_templates,
             tokenizer: TokenizerSource::Json {
                 tokenizer,
                 config: tokenizer_config,
@@ -198,9 +252,12 @@ impl Checkpoint {
         &self.tokenizer
     }
 
-    /// The Jinja text that turns a conversation into a prompt, if the model brings one.
-    pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+    /// The Jinja texts that turn conversations into prompts, as far as the model brings any.
+    ///
+    /// In a folder `chat_template.jinja` and `additional_chat_templates/` come first, then `tokenizer_config.json`,
+    /// `chat_template.json` and `processor_config.json`.
+    pub fn chat_templates(&self) -> &ChatTemplates {
+        &self.chat_templates
     }
 
     /// Tokens by which the model ends its answer, as its files name them; may be empty.
@@ -225,6 +282,55 @@ impl Checkpoint {
     pub(super) fn names(&self) -> TensorNames {
         self.names
     }
+}
+
+/// Templates in files of their own: `chat_template.jinja`, and named ones in `additional_chat_templates/`.
+fn jinja_files(folder: &Path) -> Result<ChatTemplates, ModelError> {
+    let text = |path: &Path| -> Result<String, ModelError> {
+        String::from_utf8(read(path)?)
+            .map_err(|_| ModelError::malformed(path.display().to_string(), "is not UTF-8 text"))
+    };
+    let mut found = ChatTemplates::default();
+    let default = folder.join("chat_template.jinja");
+    if default.exists() {
+        found.default = Some(text(&default)?);
+    }
+    let additional = folder.join("additional_chat_templates");
+    if additional.is_dir() {
+        let io = |source| ModelError::Io {
+            path: additional.display().to_string(),
+            source,
+        };
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(&additional).map_err(io)? {
+            paths.push(entry.map_err(io)?.path());
+        }
+        paths.sort();
+        for path in paths {
+            let name = path.file_stem().and_then(|name| name.to_str());
+            if let (Some(name), Some("jinja")) =
+                (name, path.extension().and_then(|ext| ext.to_str()))
+            {
+                found.add(name, text(&path)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Templates of a GGUF file: `tokenizer.chat_template`, and named ones behind it.
+fn gguf_chat_templates(metadata: &Metadata) -> Result<ChatTemplates, String> {
+    const KEY: &str = "tokenizer.chat_template";
+    let mut found = ChatTemplates {
+        default: metadata.string(KEY)?.map(str::to_owned),
+        named: Vec::new(),
+    };
+    for key in metadata.keys_under("tokenizer.chat_template.") {
+        if let Some(template) = metadata.string(key)? {
+            found.add(&key[KEY.len() + 1..], template.to_owned());
+        }
+    }
+    Ok(found)
 }
 
 /// Tokens that end an answer: those the metadata names, and control tokens of the spellings that chat models
@@ -331,5 +437,54 @@ fn ids(value: Option<&Json>) -> Vec<TokenId> {
         Some(Json::Array(items)) => items.iter().filter_map(id).collect(),
         Some(single) => id(single).into_iter().collect(),
         None => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn templates(default: Option<&str>, named: &[(&str, &str)]) -> ChatTemplates {
+        let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+        ChatTemplates {
+            default: default.map(str::to_owned),
+            named: named.iter().map(owned).collect(),
+        }
+    }
+
+    #[test]
+    fn a_configuration_holds_one_template_or_several() {
+        for (written, expected) in [
+            (json!("a"), templates(Some("a"), &[])),
+            (
+                json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]),
+                templates(Some("d"), &[("tool_use", "t")]),
+            ),
+            (
+                json!({"default": "d", "rag": "r"}),
+                templates(Some("d"), &[("rag", "r")]),
+            ),
+            (json!([{"name": "x"}, 1]), templates(None, &[])),
+            (Json::Null, templates(None, &[])),
+        ] {
+            let found = ChatTemplates::from_json(&json!({"chat_template": written}));
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn files_of_their_own_come_before_configurations() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = folder.path().join("additional_chat_templates");
+        std::fs::create_dir(&named).unwrap();
+        std::fs::write(folder.path().join("chat_template.jinja"), "file").unwrap();
+        std::fs::write(named.join("tool_use.jinja"), "tools").unwrap();
+        std::fs::write(named.join("notes.txt"), "no template").unwrap();
+        let mut found = jinja_files(folder.path()).unwrap();
+        found.fill(templates(Some("json"), &[("tool_use", "x"), ("rag", "r")]));
+        let expected = templates(Some("file"), &[("tool_use", "tools"), ("rag", "r")]);
+        assert_eq!(found, expected);
     }
 }

@@ -42,6 +42,14 @@ impl Metadata {
         self.0.get(key)
     }
 
+    /// The keys that start with a text, in order.
+    pub fn keys_under(&self, start: &str) -> Vec<&str> {
+        let keys = self.0.keys().map(String::as_str);
+        let mut found: Vec<&str> = keys.filter(|key| key.starts_with(start)).collect();
+        found.sort_unstable();
+        found
+    }
+
     /// A text. Errors: the key holds something else.
     pub fn string(&self, key: &str) -> Result<Option<&str>, String> {
         self.typed(key, "text", |v| {

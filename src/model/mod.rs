@@ -14,7 +14,7 @@ mod spec;
 mod weights;
 
 pub use crate::kernel::{BLOCK_TOKENS, Cpu, Format, KernelError, Tier};
-pub use checkpoint::{Checkpoint, FloatType, TokenizerSource};
+pub use checkpoint::{ChatTemplates, Checkpoint, FloatType, TokenizerSource};
 pub use decoder::Decoder;
 pub use gguf::{Metadata, Value};
 pub use shapes::SHAPES;

@@ -4,6 +4,8 @@
 //! in front of a prompt: that is written beside it. Only those facts are kept; the chat template, which
 //! stands in the same file, is none of this module's business.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::TextError;
@@ -19,6 +21,8 @@ pub struct SpecialTokens {
     pub eos: Option<String>,
     /// Every other special token: unknown, padding, separators and the additional ones.
     pub others: Vec<String>,
+    /// The same by the names templates know them under, such as `bos_token`; the additional ones have none.
+    pub roles: BTreeMap<String, String>,
     /// Whether BOS goes in front of an encoded prompt; `None` leaves it to `tokenizer.json`.
     pub add_bos: Option<bool>,
     /// Whether EOS goes behind an encoded prompt; `None` leaves it to `tokenizer.json`.
@@ -38,16 +42,15 @@ impl SpecialTokens {
         let config = parse("tokenizer_config.json", tokenizer_config)?;
         let map = parse("special_tokens_map.json", special_tokens_map)?;
         let role = |name: &str| content(&config[name]).or_else(|| content(&map[name]));
-        let mut others: Vec<String> = [
-            "unk_token",
-            "pad_token",
-            "sep_token",
-            "cls_token",
-            "mask_token",
-        ]
-        .into_iter()
-        .filter_map(role)
-        .collect();
+        let roles: BTreeMap<String, String> = ROLES
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), role(name)?)))
+            .collect();
+        let mut others: Vec<String> = roles
+            .iter()
+            .filter(|(name, _)| !["bos_token", "eos_token"].contains(&name.as_str()))
+            .map(|(_, token)| token.clone())
+            .collect();
         for file in [&config, &map] {
             let listed = file["additional_special_tokens"].as_array();
             others.extend(listed.into_iter().flatten().filter_map(content));
@@ -58,11 +61,23 @@ impl SpecialTokens {
             bos: role("bos_token"),
             eos: role("eos_token"),
             others,
+            roles,
             add_bos: config["add_bos_token"].as_bool(),
             add_eos: config["add_eos_token"].as_bool(),
         })
     }
 }
+
+/// The names of roles; `transformers` gives templates those that have a token.
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// Parses one file; a missing one reads as an empty object.
 fn parse(file: &'static str, bytes: Option<&[u8]>) -> Result<Value, TextError> {
@@ -102,6 +117,13 @@ mod tests {
                 bos: Some("<s>".into()),
                 eos: Some("</s>".into()),
                 others: vec!["<a>".into(), "<b>".into(), "<pad>".into()],
+                roles: [
+                    ("bos_token", "<s>"),
+                    ("eos_token", "</s>"),
+                    ("pad_token", "<pad>")
+                ]
+                .map(|(role, token)| (role.to_owned(), token.to_owned()))
+                .into(),
                 add_bos: Some(false),
                 add_eos: None,
             }

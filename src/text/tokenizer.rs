@@ -77,6 +77,7 @@ impl Tokenizer {
             bos,
             eos,
             others,
+            roles: _,
             add_bos,
             add_eos,
         } = settings;

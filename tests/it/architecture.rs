@@ -80,6 +80,21 @@ const CRATES: &[(&str, &[&str], &str)] = &[
     ),
     ("tokenizers", &["text/"], "text becomes tokens in one place"),
     (
+        "minijinja",
+        &["text/"],
+        "templates are rendered in one place",
+    ),
+    (
+        "minijinja_contrib",
+        &["text/"],
+        "templates are rendered in one place",
+    ),
+    (
+        "chrono",
+        &["text/", "dispatch/", "api/", "app/", "commands/", "config/"],
+        "calendars are for templates and for keys that expire",
+    ),
+    (
         "prometheus",
         &["telemetry/"],
         "every metric stands in one file",

@@ -8,3 +8,4 @@ mod http;
 mod invariance;
 mod parity;
 mod support;
+mod templates;

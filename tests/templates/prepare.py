@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from conversations import HELLO, HI, SYSTEM, conversation, conversations
+from differences import DIFFERENCES
 from shapes import DATA, shapes
 
 HERE = Path(__file__).parent
@@ -142,11 +143,16 @@ def named_entry() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--packages", type=Path, required=True, help="folder with the packages that carry templates")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the cases")
+    parser.add_argument("--out", type=Path, help="folder for the cases")
+    parser.add_argument("--only-check", action="store_true", help="only look whether the packages are the right ones")
     parser.add_argument("--write-hashes", action="store_true", help="take the packages' templates as the right ones")
     options = parser.parse_args()
     real = dict(packaged(options.packages))
     check_hashes(real, options.write_hashes)
+    if options.only_check:
+        return
+    if options.out is None:
+        parser.error("--out is missing")
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("*.json"):
         old.unlink()
@@ -154,7 +160,10 @@ def main() -> None:
     entries = {name: entry(text, conversations()) for name, text in real.items()}
     entries |= {f"made here, {name}": entry(text, made[name]) for name, text in shapes().items()}
     entries["made here, named templates"] = named_entry()
+    if unknown := DIFFERENCES.keys() - entries.keys():
+        raise SystemExit(f"no templates: {unknown}")
     for number, (name, content) in enumerate(entries.items()):
+        content["differs"] = DIFFERENCES.get(name)
         label = re.sub(r"[^\w.,+-]+", " ", name)[:80]
         (options.out / f"{number:04} {label}.json").write_text(json.dumps(content))
     print(f"{len(real)} real templates, {len(made) + 1} made here")

@@ -27,6 +27,8 @@ pub(super) fn environment() -> Environment<'static> {
     }
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
+    // Debug information would reach the texts of errors, which are the same in every build.
+    environment.set_debug(false);
     environment.set_unknown_method_callback(method);
     environment.set_formatter(|output, _, value| {
         output
@@ -36,6 +38,9 @@ pub(super) fn environment() -> Environment<'static> {
     minijinja_contrib::add_to_environment(&mut environment);
     environment.remove_global("debug");
     environment.add_function("raise_exception", raise_exception);
+    environment.add_function("cycler", |values: Rest<Value>| {
+        minijinja_contrib::globals::cycler(values.0)
+    });
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| python::text(value));
     environment.add_filter("trim", |value: &Value, characters: Option<&str>| {
@@ -44,6 +49,20 @@ pub(super) fn environment() -> Environment<'static> {
     environment.add_filter("upper", |value: &Value| python::text(value).to_uppercase());
     environment.add_filter("lower", |value: &Value| python::text(value).to_lowercase());
     environment.add_filter("join", join);
+    environment.add_filter("replace", replace);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
+    environment.add_filter("wordcount", |value: &Value| {
+        let text = python::text(value);
+        let inside = |c: char| c.is_alphanumeric() || c == '_';
+        text.split(|c| !inside(c))
+            .filter(|word| !word.is_empty())
+            .count()
+    });
     environment.add_filter("items", items);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
@@ -122,13 +141,7 @@ fn tojson(value: &Value, placed: Rest<Value>, named: Kwargs) -> Result<String, E
 }
 
 /// Python's `separator.join`, over the texts of the values or of one attribute of them.
-fn join(
-    state: &State<'_, '_>,
-    value: &Value,
-    separator: Option<&Value>,
-    named: Kwargs,
-) -> Result<String, Error> {
-    let _ = state;
+fn join(value: &Value, separator: Option<&Value>, named: Kwargs) -> Result<String, Error> {
     let separator = match separator {
         Some(separator) => python::text(separator),
         None => named.get::<Option<String>>("d")?.unwrap_or_default(),
@@ -143,6 +156,82 @@ fn join(
         });
     }
     Ok(texts.join(&separator))
+}
+
+/// Replaces a text within a text, everywhere or some times.
+fn replace(value: &Value, old: &Value, new: &Value, count: Option<usize>) -> String {
+    let (text, old, new) = (python::text(value), python::text(old), python::text(new));
+    text.replacen(&old, &new, count.unwrap_or(usize::MAX))
+}
+
+/// A whole number, or the default where the value holds none.
+fn int(value: &Value, default: Option<Value>, named: Kwargs) -> Result<Value, Error> {
+    let default = default.or(named.get("default")?);
+    let base: u32 = named.get::<Option<u32>>("base")?.unwrap_or(10);
+    named.assert_all_used()?;
+    let text = python::text(value);
+    let text = python::strip(&text);
+    let whole = match value.kind() {
+        ValueKind::Bool => Some(i128::from(value.is_true())),
+        ValueKind::Number | ValueKind::String => (2..=36)
+            .contains(&base)
+            .then(|| i128::from_str_radix(text, base).ok())
+            .flatten()
+            .or_else(|| {
+                let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+                number.map(|number| number as i128)
+            }),
+        _ => None,
+    };
+    Ok(match whole {
+        Some(whole) => i64::try_from(whole).map_or_else(|_| Value::from(whole), Value::from),
+        None => default.unwrap_or_else(|| Value::from(0)),
+    })
+}
+
+/// A number with a fraction, or the default where the value holds none.
+fn float(value: &Value, default: Option<f64>) -> f64 {
+    let number = match value.kind() {
+        ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        ValueKind::Number | ValueKind::String => python::strip(&python::text(value)).parse().ok(),
+        _ => None,
+    };
+    number.or(default).unwrap_or(0.0)
+}
+
+/// The value, or another where it is undefined, or on request where it is not true.
+fn default(
+    value: Value,
+    other: Option<Value>,
+    boolean: Option<bool>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let other = other.or(named.get("default_value")?);
+    let boolean = boolean.or(named.get("boolean")?).unwrap_or(false);
+    named.assert_all_used()?;
+    if value.is_undefined() || (boolean && !value.is_true()) {
+        return Ok(other.unwrap_or_else(|| Value::from("")));
+    }
+    Ok(value)
+}
+
+/// A text with HTML's signs escaped as markupsafe escapes them.
+fn escape(value: &Value) -> Value {
+    if value.is_safe() {
+        return value.clone();
+    }
+    let mut escaped = String::new();
+    for c in python::text(value).chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&#39;"),
+            '"' => escaped.push_str("&#34;"),
+            c => escaped.push(c),
+        }
+    }
+    Value::from_safe_string(escaped)
 }
 
 /// A mapping's pairs; an undefined one has none.
@@ -187,7 +276,11 @@ fn iterated(value: Value) -> Result<Value, Error> {
 fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),
-        ValueKind::Undefined | ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Bytes
+        ValueKind::Undefined
+            | ValueKind::Seq
+            | ValueKind::String
+            | ValueKind::Map
+            | ValueKind::Bytes
     )
 }
 
@@ -214,9 +307,9 @@ fn method(
         (ValueKind::Seq, "index") => {
             let (wanted,): (&Value,) = from_args(arguments)?;
             let place = value.try_iter()?.position(|item| item == *wanted);
-            place
-                .map(Value::from)
-                .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "the value is not in the list"))
+            place.map(Value::from).ok_or_else(|| {
+                Error::new(ErrorKind::InvalidOperation, "the value is not in the list")
+            })
         }
         _ => pycompat::unknown_method_callback(state, value, name, arguments),
     }

@@ -6,7 +6,8 @@
 //! behave as Python's ([`environment`], [`python`]).
 //!
 //! A template is a program of the model's author and not of the operator: it sees the conversation and the time
-//! it is told, reads nothing else, and its run is bounded.
+//! it is told, reads nothing else, and may take a bounded number of steps. Memory is not bounded: a template that
+//! doubles a text often enough takes what there is.
 //!
 //! Source: `transformers` 5.23, `utils/chat_template_utils.py` and `PreTrainedTokenizerBase.apply_chat_template`.
 
@@ -186,7 +187,8 @@ impl ChatTemplate {
         for (name, value) in conversation.kwargs.into_iter().flatten() {
             variables.insert(name, Value::from(Serde(value)));
         }
-        let list = |items: Option<&[Json]>| items.map_or(Value::from(()), |items| Serde(items).into());
+        let list =
+            |items: Option<&[Json]>| items.map_or(Value::from(()), |items| Serde(items).into());
         variables.insert("messages", Serde(messages).into());
         variables.insert("tools", list(conversation.tools));
         variables.insert("documents", list(conversation.documents));

@@ -36,6 +36,7 @@ pub(super) fn text(value: &Value) -> String {
 /// `repr(value)` of JSON's types; others print as minijinja prints them.
 fn repr(value: &Value, out: &mut String) {
     match value.kind() {
+        ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => quote(value.as_str().unwrap_or_default(), out),
         ValueKind::Number if !value.is_integer() => {
             out.push_str(&f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float));
@@ -164,7 +165,11 @@ fn dump(value: &Value, style: &JsonStyle, level: usize, out: &mut String) -> Res
                     ValueKind::None => "null".to_owned(),
                     ValueKind::Bool => key.is_true().to_string(),
                     ValueKind::Number => number(&key),
-                    kind => return Err(unknown(&format!("keys must be texts or numbers, not {kind}"))),
+                    kind => {
+                        return Err(unknown(&format!(
+                            "keys must be texts or numbers, not {kind}"
+                        )));
+                    }
                 };
                 pairs.push((name, value.get_item(&key)?));
             }
@@ -178,7 +183,11 @@ fn dump(value: &Value, style: &JsonStyle, level: usize, out: &mut String) -> Res
                 dump(value, style, level + 1, out)
             })?;
         }
-        kind => return Err(unknown(&format!("a value of type {kind} is not JSON serializable"))),
+        kind => {
+            return Err(unknown(&format!(
+                "a value of type {kind} is not JSON serializable"
+            )));
+        }
     }
     Ok(())
 }
@@ -260,14 +269,20 @@ pub(super) fn slice(value: &Value, bounds: &[Value]) -> Result<Value, Error> {
     let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(bounds)?;
     let step = step.unwrap_or(1);
     if step == 0 {
-        return Err(Error::new(ErrorKind::InvalidOperation, "slice step cannot be zero"));
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "slice step cannot be zero",
+        ));
     }
     match value.kind() {
         ValueKind::Undefined => Err(Error::from(ErrorKind::UndefinedError)),
         ValueKind::String => {
             let characters: Vec<char> = value.as_str().unwrap_or_default().chars().collect();
             let places = slice_places(characters.len(), start, stop, step);
-            Ok(places.map(|place| characters[place]).collect::<String>().into())
+            Ok(places
+                .map(|place| characters[place])
+                .collect::<String>()
+                .into())
         }
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
@@ -292,9 +307,17 @@ fn slice_places(
     step: i64,
 ) -> impl Iterator<Item = usize> {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
-    let (low, high) = if step > 0 { (0, length) } else { (-1, length - 1) };
+    let (low, high) = if step > 0 {
+        (0, length)
+    } else {
+        (-1, length - 1)
+    };
     let bound = |bound: i64| {
-        let from_end = if bound < 0 { bound.saturating_add(length) } else { bound };
+        let from_end = if bound < 0 {
+            bound.saturating_add(length)
+        } else {
+            bound
+        };
         from_end.clamp(low, high)
     };
     let mut place = start.map_or(if step > 0 { low } else { high }, bound);
@@ -364,7 +387,11 @@ pub(super) fn text_method(
                 let found = text.rsplit_once(separator);
                 found.map_or(("", "", text), |(a, b)| (a, separator, b))
             };
-            Value::from(Tuple::from([parts.0.into(), parts.1.into(), parts.2.into()]))
+            Value::from(Tuple::from([
+                parts.0.into(),
+                parts.1.into(),
+                parts.2.into(),
+            ]))
         }),
         "removeprefix" => from_args(arguments)
             .map(|(prefix,): (&str,)| text.strip_prefix(prefix).unwrap_or(text).into()),
@@ -374,15 +401,30 @@ pub(super) fn text_method(
         "capitalize" => from_args(arguments).map(|()| {
             let mut characters = text.chars();
             let first = characters.next().into_iter().flat_map(char::to_uppercase);
-            let capitalized: String = first.collect::<String>() + &characters.as_str().to_lowercase();
+            let capitalized: String =
+                first.collect::<String>() + &characters.as_str().to_lowercase();
             capitalized.into()
         }),
         "isspace" => {
             from_args(arguments).map(|()| (!text.is_empty() && text.chars().all(is_space)).into())
         }
+        "swapcase" => from_args(arguments).map(|()| {
+            let mut swapped = String::with_capacity(text.len());
+            for c in text.chars() {
+                if c.is_uppercase() {
+                    swapped.extend(c.to_lowercase());
+                } else {
+                    swapped.extend(c.to_uppercase());
+                }
+            }
+            swapped.into()
+        }),
         "index" => from_args(arguments).and_then(|(wanted,): (&str,)| match text.find(wanted) {
             Some(at) => Ok(text[..at].chars().count().into()),
-            None => Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+            None => Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "substring not found",
+            )),
         }),
         "zfill" => from_args(arguments).map(|(width,): (usize,)| {
             let (sign, digits) = match text.strip_prefix(['-', '+']) {
@@ -391,6 +433,16 @@ pub(super) fn text_method(
             };
             let zeros = width.min(1 << 16).saturating_sub(text.chars().count());
             Value::from(format!("{sign}{}{digits}", "0".repeat(zeros)))
+        }),
+        "join" => from_args(arguments).and_then(|(items,): (&Value,)| {
+            let mut texts = Vec::new();
+            for item in items.try_iter()? {
+                let item = item.as_str().map(str::to_owned);
+                texts.push(item.ok_or_else(|| {
+                    Error::new(ErrorKind::InvalidOperation, "join takes texts only")
+                })?);
+            }
+            Ok(texts.join(text).into())
         }),
         "ljust" | "rjust" => from_args(arguments).map(|(width, fill): (usize, Option<char>)| {
             let missing = width.min(1 << 16).saturating_sub(text.chars().count());
@@ -409,16 +461,24 @@ pub(super) fn text_method(
 /// `str.split` and `str.rsplit`.
 fn split(text: &str, arguments: &[Value], from_right: bool) -> Result<Value, Error> {
     let (separator, most, named): (Option<Value>, Option<i64>, Kwargs) = from_args(arguments)?;
-    let separator = separator.or(named.get("sep")?).filter(|value| !value.is_none());
+    let separator = separator
+        .or(named.get("sep")?)
+        .filter(|value| !value.is_none());
     let most = most.or(named.get("maxsplit")?).unwrap_or(-1);
     named.assert_all_used()?;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let mut parts: Vec<&str> = match separator {
         None => split_spaces(text, most, from_right),
         Some(separator) => {
-            let separator = separator.as_str().filter(|text| !text.is_empty()).ok_or_else(|| {
-                Error::new(ErrorKind::InvalidOperation, "split needs a text that is not empty")
-            })?;
+            let separator = separator
+                .as_str()
+                .filter(|text| !text.is_empty())
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::InvalidOperation,
+                        "split needs a text that is not empty",
+                    )
+                })?;
             let count = most.saturating_add(1);
             if from_right {
                 text.rsplitn(count, separator).collect()
@@ -464,7 +524,11 @@ fn split_spaces(text: &str, most: usize, from_right: bool) -> Vec<&str> {
 /// `text.splitlines()`: each line and what ends it.
 fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let ends = |c: char| {
-        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+        matches!(
+            c,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'
+                ..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
     };
     let mut rest = text;
     std::iter::from_fn(move || {

@@ -64,8 +64,7 @@ pub(super) fn reads_variable(source: &str, name: &str) -> bool {
     tags(source).iter().any(|tokens| {
         tokens.iter().enumerate().any(|(i, token)| {
             let before = i.checked_sub(1).and_then(|i| tokens.get(i));
-            let assigned =
-                symbol(tokens.get(i + 1), '=') && !symbol(tokens.get(i + 2), '=');
+            let assigned = symbol(tokens.get(i + 1), '=') && !symbol(tokens.get(i + 2), '=');
             token.kind == Kind::Name
                 && source[token.at.clone()] == *name
                 && !symbol(before, '.')
@@ -88,7 +87,11 @@ fn percent_to_filter(tokens: &[Token], edits: &mut Vec<(Range<usize>, &str)>) {
         while first > 0 && kind(first - 1) == Some(Kind::Text) {
             first -= 1;
         }
-        let product = first > 0 && matches!(kind(first - 1), Some(Kind::Symbol('*' | '/' | '%' | '|' | '.')));
+        let product = first > 0
+            && matches!(
+                kind(first - 1),
+                Some(Kind::Symbol('*' | '/' | '%' | '|' | '.'))
+            );
         let Some(end) = operand(tokens, i + 1).filter(|_| !product) else {
             continue;
         };
