@@ -26,7 +26,7 @@ pub(super) async fn require_key(
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        None => error::unauthorized(request.uri().path(), api.config.compat),
+        None => error::unauthorized(),
     }
 }
 

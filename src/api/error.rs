@@ -1,20 +1,40 @@
 //! Turns failures into statuses and bodies; the only place where status codes are chosen.
+//!
+//! A failure is first built as TGI would answer it. Routes of another dialect pass their responses through
+//! [`speak`], which writes the same failure again in that dialect's words, so that every layer below, the
+//! key check and the body reader included, needs to know one form only.
 
 use axum::Json;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 
 use super::compat::Compat;
 use super::limits::Refused;
 use crate::generation::{Error, ErrorKind};
+use crate::wire::anthropic::{self, AnthropicError};
+use crate::wire::openai::{
+    NestedError, NestedErrorDetail, StreamError, StreamErrorDetail, V1Error,
+};
 use crate::wire::tgi::ErrorResponse;
 
+/// Whose words a failure is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// OpenAI's routes, in the mode in force.
+    OpenAi(Compat),
+    /// Anthropic's routes.
+    Anthropic,
+}
+
 /// A failure ready to be written: as a response, or as an event of a stream.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ApiError {
     status: StatusCode,
-    body: ErrorResponse,
+    /// TGI's word for the kind.
+    error_type: &'static str,
+    text: String,
     /// Seconds after which another try may help.
     retry_after_s: Option<u64>,
     /// Whether automatic retries are pointless although the status suggests them.
@@ -33,28 +53,178 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", text.to_owned())
     }
 
-    fn new(status: StatusCode, error_type: &str, error: String) -> Self {
-        let body = ErrorResponse {
-            error,
-            error_type: error_type.to_owned(),
-        };
+    /// A completion with a suffix.
+    pub(super) fn suffix() -> Self {
+        let text =
+            "Suffix is not supported and can be achieved by preprocessing the prompt.".to_owned();
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "suffix not supported",
+            text,
+        )
+    }
+
+    /// More prompts in one call than `most`.
+    pub(super) fn batch_size(most: usize) -> Self {
+        let text = format!("Number of prompts exceeds the maximum allowed batch size of {most}");
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "batch size exceeded",
+            text,
+        )
+    }
+
+    /// A refusal with a word of its own for its kind.
+    pub(super) fn unprocessable(error_type: &'static str, text: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, error_type, text.into())
+    }
+
+    fn new(status: StatusCode, error_type: &'static str, text: String) -> Self {
         Self {
             status,
-            body,
+            error_type,
+            text,
             retry_after_s: None,
             no_retry: false,
         }
     }
 
     /// The same failure as it reads inside a stream.
-    pub(super) fn in_stream(error: Error) -> ErrorResponse {
-        let incomplete = error.kind == ErrorKind::Incomplete;
-        let mut body = Self::from(error).body;
-        if incomplete {
-            body.error = "Incomplete generation stream".to_owned();
-            body.error_type = "incomplete_generation_stream".to_owned();
+    pub(super) fn into_stream(mut self) -> Self {
+        if self.error_type == "incomplete_generation" {
+            self.text = "Incomplete generation stream".to_owned();
+            self.error_type = "incomplete_generation_stream";
         }
-        body
+        self
+    }
+
+    /// The body of TGI's own routes.
+    pub(super) fn native(&self) -> ErrorResponse {
+        ErrorResponse {
+            error: self.text.clone(),
+            error_type: self.error_type.to_owned(),
+        }
+    }
+
+    /// The event that ends a stream of OpenAI's routes.
+    pub(super) fn event(&self, compat: Compat) -> StreamError {
+        let http_status_code = match compat {
+            Compat::Tgi => self.status,
+            Compat::OpenAi => self.openai_status(),
+        }
+        .as_u16();
+        StreamError {
+            error: StreamErrorDetail {
+                message: self.text.clone(),
+                http_status_code,
+                kind: match compat {
+                    Compat::Tgi => self.error_type.to_owned(),
+                    Compat::OpenAi => self.openai_type().to_owned(),
+                },
+                code: Some(self.code().to_owned()),
+            },
+        }
+    }
+
+    /// The body of Anthropic's routes, which is also their error event.
+    pub(super) fn anthropic(&self) -> AnthropicError {
+        let kind = match self.anthropic_status().as_u16() {
+            401 => "authentication_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            504 => "timeout_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        };
+        AnthropicError {
+            kind: "error",
+            error: anthropic::AnthropicErrorDetail {
+                kind: kind.to_owned(),
+                message: self.text.clone(),
+            },
+        }
+    }
+
+    fn anthropic_status(&self) -> StatusCode {
+        self.openai_status()
+    }
+
+    /// OpenAI answers 400 to whatever is wrong with a request, and 500 when its engine fails.
+    fn openai_status(&self) -> StatusCode {
+        match self.status {
+            StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+            StatusCode::FAILED_DEPENDENCY => StatusCode::INTERNAL_SERVER_ERROR,
+            other => other,
+        }
+    }
+
+    fn openai_type(&self) -> &'static str {
+        match self.openai_status().as_u16() {
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The kind in OpenAI's words.
+    fn code(&self) -> &'static str {
+        match (self.status.as_u16(), self.error_type) {
+            (401, _) => "invalid_api_key",
+            (_, "model_not_found") => "model_not_found",
+            (429, _) => "rate_limit_exceeded",
+            (_, "timeout") => "timeout",
+            (500.. | 424, _) => "server_error",
+            _ => "invalid_value",
+        }
+    }
+
+    /// The field at fault: refusals of a field begin with its name in backquotes.
+    fn param(&self) -> Option<String> {
+        let text = self
+            .text
+            .strip_prefix("Input validation error: ")
+            .unwrap_or(&self.text);
+        let (name, _) = text.strip_prefix('`')?.split_once('`')?;
+        Some(name.to_owned())
+    }
+
+    fn body_in(&self, dialect: Dialect) -> Response {
+        match dialect {
+            Dialect::OpenAi(Compat::Tgi) => {
+                let body = V1Error {
+                    error: self.text.clone(),
+                    error_type: self.error_type.to_owned(),
+                    message: self.text.clone(),
+                    code: Some(self.code().to_owned()),
+                    param: self.param(),
+                };
+                (self.status, Json(body)).into_response()
+            }
+            Dialect::OpenAi(Compat::OpenAi) => {
+                let error = NestedErrorDetail {
+                    message: self.text.clone(),
+                    kind: self.openai_type().to_owned(),
+                    code: Some(self.code().to_owned()),
+                    param: self.param(),
+                };
+                (self.openai_status(), Json(NestedError { error })).into_response()
+            }
+            Dialect::Anthropic => (self.anthropic_status(), Json(self.anthropic())).into_response(),
+        }
+    }
+
+    fn with_headers(self, mut response: Response) -> Response {
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.no_retry {
+            let name = header::HeaderName::from_static("x-should-retry");
+            headers.insert(name, HeaderValue::from_static("false"));
+        }
+        response.extensions_mut().insert(self);
+        response
     }
 }
 
@@ -77,6 +247,9 @@ impl From<Error> for ApiError {
                 "tool_error",
                 format!("Tool error: {message}"),
             ),
+            ErrorKind::ModelNotFound => {
+                Self::new(StatusCode::NOT_FOUND, "model_not_found", message)
+            }
             ErrorKind::Overloaded { retry_after } => Self {
                 retry_after_s: Some(retry_after.as_secs().max(1)),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
@@ -102,36 +275,38 @@ impl From<Error> for ApiError {
     }
 }
 
-impl ApiError {
-    /// Gives a body the status and the headers of this failure.
-    fn respond(&self, body: impl IntoResponse) -> Response {
-        let mut response = (self.status, body).into_response();
-        if let Some(seconds) = self.retry_after_s {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if self.no_retry {
-            let name = header::HeaderName::from_static("x-should-retry");
-            response
-                .headers_mut()
-                .insert(name, HeaderValue::from_static("false"));
-        }
-        response
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let response = (self.status, Json(self.native())).into_response();
+        self.with_headers(response)
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        self.respond(Json(&self.body))
+/// Writes a route's failures in its dialect.
+pub(super) async fn speak(
+    State(dialect): State<Dialect>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    let Some(error) = response.extensions_mut().remove::<ApiError>() else {
+        return response;
+    };
+    let mut spoken = error.body_in(dialect);
+    // What other layers have added stays; what describes the old body goes.
+    for (name, value) in response.headers() {
+        if ![header::CONTENT_TYPE, header::CONTENT_LENGTH].contains(name) {
+            spoken.headers_mut().insert(name.clone(), value.clone());
+        }
     }
+    spoken
 }
 
 /// The answer to a request without the right key.
-pub(super) fn unauthorized(path: &str, compat: Compat) -> Response {
+pub(super) fn unauthorized() -> Response {
     let text = "The API key is missing or wrong; send it as `Authorization: Bearer <key>`";
     let error = ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", text.to_owned());
-    let mut response = error.at_the_door(path, compat, "invalid_request_error", "invalid_api_key");
+    let mut response = error.into_response();
     let scheme = HeaderValue::from_static("Bearer");
     response
         .headers_mut()
@@ -140,61 +315,14 @@ pub(super) fn unauthorized(path: &str, compat: Compat) -> Response {
 }
 
 /// The answer to a request beyond a limit of its key.
-pub(super) fn beyond_limit(refused: Refused, path: &str, compat: Compat) -> Response {
-    let error = ApiError {
-        retry_after_s: Some(refused.retry_after_s),
-        ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", refused.message)
-    };
-    error.at_the_door(path, compat, "requests", "rate_limit_exceeded")
-}
-
-/// Body of an error on `/v1` under `compat = "tgi"`: TGI's fields, and those that clients of OpenAI read.
-#[derive(Serialize)]
-struct FlatError<'a> {
-    error: &'a str,
-    error_type: &'a str,
-    message: &'a str,
-    code: &'a str,
-    param: Option<&'a str>,
-}
-
-/// Body of an error on `/v1` under `compat = "openai"`.
-#[derive(Serialize)]
-struct NestedError<'a> {
-    error: OpenAiError<'a>,
-}
-
-#[derive(Serialize)]
-struct OpenAiError<'a> {
-    message: &'a str,
-    r#type: &'a str,
-    code: &'a str,
-    param: Option<&'a str>,
-}
-
-impl ApiError {
-    /// A refusal before any handler ran, in the words of the routes that the path belongs to.
-    fn at_the_door(self, path: &str, compat: Compat, openai_type: &str, code: &str) -> Response {
-        if !path.starts_with("/v1/") {
-            return self.into_response();
-        }
-        let ErrorResponse { error, error_type } = &self.body;
-        match compat {
-            Compat::Tgi => self.respond(Json(FlatError {
-                error,
-                error_type,
-                message: error,
-                code,
-                param: None,
-            })),
-            Compat::OpenAi => self.respond(Json(NestedError {
-                error: OpenAiError {
-                    message: error,
-                    r#type: openai_type,
-                    code,
-                    param: None,
-                },
-            })),
-        }
+pub(super) fn beyond_limit(refused: Refused) -> Response {
+    let Refused {
+        message,
+        retry_after_s,
+    } = refused;
+    ApiError {
+        retry_after_s: Some(retry_after_s),
+        ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
     }
+    .into_response()
 }

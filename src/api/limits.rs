@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
@@ -19,8 +19,8 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::error;
 use super::keys::{Caller, KeyLimits};
-use super::{Api, error};
 
 /// The limits of one key and what is used of them.
 #[derive(Debug)]
@@ -76,12 +76,7 @@ impl Limits {
 }
 
 /// Lets a caller's request pass within its limits; only `POST`s are counted, since those are what costs.
-pub(super) async fn keep_to_limits(
-    State(api): State<Api>,
-    caller: Caller,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn keep_to_limits(caller: Caller, request: Request, next: Next) -> Response {
     let Some(limits) = caller.limits.filter(|_| request.method() == Method::POST) else {
         return next.run(request).await;
     };
@@ -93,7 +88,7 @@ pub(super) async fn keep_to_limits(
                 _place: place,
             })
         }),
-        Err(refused) => error::beyond_limit(refused, request.uri().path(), api.config.compat),
+        Err(refused) => error::beyond_limit(refused),
     }
 }
 

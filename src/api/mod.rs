@@ -6,12 +6,21 @@
 
 mod auth;
 mod body;
+mod calls;
+mod chat;
 mod compat;
+mod completions;
 mod error;
+mod from_messages;
+mod from_openai;
+mod from_responses;
 mod from_tgi;
 mod keys;
 mod limits;
+mod messages;
 mod ops;
+mod platforms;
+mod responses;
 mod sse;
 mod tgi;
 
@@ -21,19 +30,23 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 pub use compat::{Compat, ReasoningFormat};
 pub use keys::{ApiKey, Key, KeyHash, KeyLimits, KeyRing};
 
+use self::error::Dialect;
 use crate::dispatch::Dispatcher;
+use crate::generation::Error;
 use crate::wire::tgi::Info;
 
 /// The door's bounds and settings.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Most prompts of one completions call.
+    pub max_client_batch_size: usize,
     /// Limit of `best_of`.
     pub max_best_of: usize,
     /// Limit of `stop`.
@@ -76,6 +89,43 @@ struct Api {
     info: Arc<Info>,
 }
 
+impl Api {
+    /// The name an answer carries for the model a caller asked for.
+    ///
+    /// Errors: a name that is an address; under OpenAI's rule, one that nothing here has.
+    fn model_name(&self, asked: Option<&str>) -> Result<String, Error> {
+        let served = &self.info.model_id;
+        match asked {
+            None | Some("" | "tgi" | "dummy") => Ok(served.clone()),
+            Some(name) if name == served => Ok(served.clone()),
+            Some(name) => match self.config.compat {
+                // Hugging Face's JavaScript client names its endpoint's address as the model. No address is
+                // ever read; under TGI's rule every unknown name means the served model.
+                Compat::Tgi if name.contains("://") => Ok(served.clone()),
+                Compat::Tgi => Ok(name.to_owned()),
+                Compat::OpenAi if name.contains("://") => {
+                    Err(Error::invalid("`model` must be a name, not an address"))
+                }
+                Compat::OpenAi => Err(Error::model_not_found(name)),
+            },
+        }
+    }
+
+    /// A new answer's id; TGI's answers have none.
+    fn answer_id(&self, prefix: &str) -> String {
+        match self.config.compat {
+            Compat::Tgi => String::new(),
+            Compat::OpenAi => chat::unique_id(prefix, 32),
+        }
+    }
+
+    /// The server's version as answers carry it.
+    fn fingerprint(&self) -> String {
+        let label = self.info.docker_label.as_deref().unwrap_or("native");
+        format!("{}-{label}", self.info.version)
+    }
+}
+
 /// Builds the routes over a hall.
 pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
     let body_limit = DefaultBodyLimit::max(config.payload_limit_bytes);
@@ -85,29 +135,77 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         dispatcher,
         info: Arc::new(info),
     };
-    let guarded = Router::new()
+    let key = || from_fn_with_state(api.clone(), auth::require_key);
+    let limits = || from_fn(limits::keep_to_limits);
+    let spoken = |dialect: Dialect| from_fn_with_state(dialect, error::speak);
+    let openai = Dialect::OpenAi(api.config.compat);
+    let native = Router::new()
         .route("/", post(tgi::compat_generate))
         .route("/generate", post(tgi::generate))
         .route("/generate_stream", post(tgi::generate_stream))
         .route("/tokenize", post(tgi::tokenize))
-        .layer(body_limit)
-        .route_layer(from_fn_with_state(api.clone(), limits::keep_to_limits))
-        .route_layer(from_fn_with_state(api.clone(), auth::require_key));
+        .route("/invocations", post(platforms::invocations))
+        .route("/vertex", post(platforms::vertex))
+        .route(
+            "/v2/models/{model}/versions/{version}/infer",
+            post(platforms::kserve_infer),
+        );
+    let native = match &api.config.aip_predict_route {
+        Some(path) => native.route(path, post(platforms::vertex)),
+        None => native,
+    };
+    let v1 = Router::new()
+        .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/responses", post(responses::responses))
+        .route_layer(limits())
+        .route_layer(key())
+        .route_layer(spoken(openai));
+    let messages = Router::new()
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route_layer(limits())
+        .route_layer(key())
+        .route_layer(spoken(Dialect::Anthropic));
     let mut open = Router::new()
+        .route("/chat_tokenize", post(chat::chat_tokenize))
         .route("/info", get(ops::info))
         .route("/metrics", get(ops::metrics))
-        .route("/v1/models", get(ops::models));
+        .route("/v2", get(platforms::kserve_server))
+        .route(
+            "/v2/models/{model}/versions/{version}",
+            get(platforms::kserve_model),
+        );
+    let mut models = Router::new()
+        .route("/v1/models", get(ops::models))
+        .route("/v1/models/{*id}", get(ops::model));
     if api.config.guard_all {
-        open = open.route_layer(from_fn_with_state(api.clone(), auth::require_key));
+        open = open.route_layer(key());
+        models = models.route_layer(key());
     }
     let health = Router::new()
         .route("/", get(ops::health))
         .route("/health", get(ops::health))
         .route("/health/live", get(ops::live))
-        .route("/health/ready", get(ops::health));
+        .route("/health/ready", get(ops::health))
+        .route("/ping", get(ops::health))
+        .route("/v2/health/live", get(platforms::kserve_health))
+        .route("/v2/health/ready", get(platforms::kserve_health))
+        .route(
+            "/v2/models/{model}/versions/{version}/ready",
+            get(platforms::kserve_health),
+        );
+    let health = match &api.config.aip_health_route {
+        Some(path) => health.route(path, get(ops::health)),
+        None => health,
+    };
     health
         .merge(open)
-        .merge(guarded)
+        .merge(native.route_layer(limits()).route_layer(key()))
+        .merge(v1)
+        .merge(models.route_layer(spoken(openai)))
+        .merge(messages)
+        .layer(body_limit)
         .layer(cors)
         .with_state(api)
 }

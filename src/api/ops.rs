@@ -1,12 +1,13 @@
 //! Routes for operators: health, what is served, metrics.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
 use super::Api;
 use super::error::ApiError;
+use crate::generation::Error;
 use crate::wire::tgi::{Info, ModelInfo, ModelsInfo};
 
 /// `GET /health`, `GET /`, `GET /health/ready`: whether a request would be answered.
@@ -32,15 +33,31 @@ pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
 
 /// `GET /v1/models`.
 pub(super) async fn models(State(api): State<Api>) -> Json<ModelsInfo> {
+    Json(ModelsInfo {
+        object: "list".to_owned(),
+        data: vec![served(&api)],
+    })
+}
+
+/// `GET /v1/models/{id}`; an id may hold slashes.
+pub(super) async fn model(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<ModelInfo>, ApiError> {
+    let model = served(&api);
+    if model.id.trim_start_matches('/') == id.trim_start_matches('/') {
+        Ok(Json(model))
+    } else {
+        Err(Error::model_not_found(&id).into())
+    }
+}
+
+fn served(api: &Api) -> ModelInfo {
     let id = api.info.model_id.clone();
-    let model = ModelInfo {
+    ModelInfo {
         id: id.clone(),
         object: "model".to_owned(),
         created: api.config.started_at_unix_s,
         owned_by: id,
-    };
-    Json(ModelsInfo {
-        object: "list".to_owned(),
-        data: vec![model],
-    })
+    }
 }

@@ -5,20 +5,19 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::HeaderMap;
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, stream};
 
 use super::body::Body;
+use super::calls::{self, Collected, Metering};
 use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_tgi, sse};
 use crate::dispatch::Permit;
-use crate::generation::{
-    self, Error, Event, EventStream, Finish, Request, Started, TokenEvent, TokenInfo,
-};
+use crate::generation::{self, Error, Event, EventStream, Request, Started, TokenEvent, TokenInfo};
 use crate::wire::tgi::{
     BestOfSequence, CompatGenerateRequest, Details, FinishReason, GenerateParameters,
     GenerateRequest, GenerateResponse, PrefillToken, SimpleToken, StreamDetails, StreamResponse,
@@ -72,22 +71,32 @@ pub(super) async fn tokenize(
     State(api): State<Api>,
     Body(body): Body<GenerateRequest>,
 ) -> Result<Json<Vec<SimpleToken>>, ApiError> {
-    let encoding = api.dispatcher.tokenize(body.inputs.clone(), true).await?;
-    let bytes = body.inputs.as_bytes();
+    Ok(Json(tokens_of(&api, &body.inputs, true).await?))
+}
+
+/// The tokens of a text, with the bytes they stand for.
+pub(super) async fn tokens_of(
+    api: &Api,
+    text: &str,
+    add_special: bool,
+) -> Result<Vec<SimpleToken>, Error> {
+    let encoding = api
+        .dispatcher
+        .tokenize(text.to_owned(), add_special)
+        .await?;
+    let bytes = text.as_bytes();
     let token = |(id, (start, stop)): (&generation::TokenId, &(usize, usize))| SimpleToken {
         id: id.0,
         text: String::from_utf8_lossy(bytes.get(*start..*stop).unwrap_or_default()).into_owned(),
         start: *start,
         stop: *stop,
     };
-    Ok(Json(
-        encoding
-            .ids
-            .iter()
-            .zip(&encoding.offsets)
-            .map(token)
-            .collect(),
-    ))
+    Ok(encoding
+        .ids
+        .iter()
+        .zip(&encoding.offsets)
+        .map(token)
+        .collect())
 }
 
 /// Takes permits, checks, and returns the requests of one call, one for each sequence.
@@ -125,58 +134,15 @@ fn accept(
     Ok((requests, permit))
 }
 
-fn counted(api: &Api, error: Error) -> Error {
-    if error.kind == generation::ErrorKind::Invalid {
-        api.dispatcher.count_invalid();
-    }
-    error
-}
-
-/// One whole answer, as the collected routes need it.
-struct Collected {
-    started: Started,
-    tokens: Vec<TokenEvent>,
-    finish: Finish,
-}
-
-impl Collected {
-    async fn from(mut events: EventStream) -> Result<Self, Error> {
-        let mut started = None;
-        let mut tokens = Vec::new();
-        while let Some(event) = events.next().await {
-            match event? {
-                Event::Started(start) => started = Some(start),
-                Event::Token(mut token) => {
-                    let finish = token.finish.take();
-                    tokens.push(token);
-                    if let Some(finish) = finish {
-                        let started = started.ok_or_else(Error::incomplete)?;
-                        return Ok(Self {
-                            started,
-                            tokens,
-                            finish,
-                        });
-                    }
-                }
-            }
-        }
-        Err(Error::incomplete())
-    }
-
-    fn mean_logprob(&self) -> f32 {
-        let sum: f32 = self.tokens.iter().map(|event| event.token.logprob).sum();
-        sum / self.tokens.len().max(1) as f32
-    }
-}
-
-async fn collect_answer(
+/// One collected answer with its headers.
+pub(super) async fn collect_answer(
     api: &Api,
     caller: Caller,
     headers: &HeaderMap,
     body: GenerateRequest,
 ) -> Result<(HeaderMap, GenerateResponse), ApiError> {
     let (requests, mut permit) =
-        accept(api, caller, headers, &body, false).map_err(|e| counted(api, e))?;
+        accept(api, caller, headers, &body, false).map_err(|e| calls::refused(api, e))?;
     let GenerateRequest { inputs, parameters } = body;
     let answers = requests.into_iter().map(|request| {
         let permit = permit.split();
@@ -193,7 +159,12 @@ async fn collect_answer(
         })
         .unwrap_or_default();
     let winner = answers.swap_remove(winner);
-    let headers = answer_headers(api, &inputs, &winner);
+    let metering = Metering::of(
+        inputs.chars().count(),
+        winner.started.input_tokens,
+        &winner.finish,
+    );
+    let headers = metering.headers(api, true);
     let full_text = parameters
         .return_full_text
         .unwrap_or(false)
@@ -290,31 +261,23 @@ async fn stream_answer(
     body: GenerateRequest,
 ) -> Response {
     let keep_alive = api.config.keep_alive;
-    let mut out = HeaderMap::new();
-    out.insert(
-        HeaderName::from_static("x-compute-type"),
-        api.config.compute_type.clone(),
-    );
-    out.insert(
-        HeaderName::from_static("x-compute-characters"),
-        characters(&body.inputs),
-    );
-    out.insert(
-        HeaderName::from_static("x-accel-buffering"),
-        HeaderValue::from_static("no"),
-    );
-    let accepted = accept(&api, caller, headers, &body, true).map_err(|e| counted(&api, e));
+    let out = calls::stream_headers(&api, body.inputs.chars().count());
+    let accepted = accept(&api, caller, headers, &body, true)
+        .map_err(|e| calls::refused(&api, e).into_stream());
     let GenerateRequest { inputs, parameters } = body;
     // The answer is awaited inside the stream: the status is 200 whatever comes of it, as in TGI.
     let frames = stream::once(async move {
         let started = match accepted {
-            Ok((mut requests, permit)) => api.dispatcher.generate(requests.remove(0), permit).await,
+            Ok((mut requests, permit)) => {
+                let started = api.dispatcher.generate(requests.remove(0), permit).await;
+                started.map_err(|e| ApiError::from(e).into_stream())
+            }
             Err(error) => Err(error),
         };
         match started {
             Ok(events) => token_frames(events, inputs, parameters).left_stream(),
             Err(error) => {
-                let frame = sse::frame(&ApiError::in_stream(error));
+                let frame = sse::frame(&error.native());
                 stream::iter([Ok::<_, Infallible>(frame)]).right_stream()
             }
         }
@@ -367,7 +330,7 @@ fn token_frames(
                     details,
                 }))
             }
-            Err(error) => Some(sse::frame(&ApiError::in_stream(error))),
+            Err(error) => Some(sse::frame(&ApiError::from(error).into_stream().native())),
         };
         std::future::ready(frame.map(Ok))
     })
@@ -394,42 +357,4 @@ fn finish_reason(reason: generation::FinishReason) -> FinishReason {
         generation::FinishReason::EosToken => FinishReason::EosToken,
         generation::FinishReason::StopSequence => FinishReason::StopSequence,
     }
-}
-
-fn characters(text: &str) -> HeaderValue {
-    HeaderValue::from(text.chars().count())
-}
-
-/// TGI's metering headers; with `best_of` they speak of the winner.
-fn answer_headers(api: &Api, inputs: &str, answer: &Collected) -> HeaderMap {
-    let Finish {
-        timings,
-        generated_tokens,
-        ..
-    } = &answer.finish;
-    let ms = |duration: std::time::Duration| HeaderValue::from(duration.as_millis() as u64);
-    let per_token = timings.inference / (*generated_tokens).max(1);
-    let seconds = timings.total.as_secs_f64().to_string();
-    let values = [
-        ("x-compute-type", api.config.compute_type.clone()),
-        (
-            "x-compute-time",
-            HeaderValue::from_str(&seconds).unwrap_or(HeaderValue::from_static("0")),
-        ),
-        ("x-compute-characters", characters(inputs)),
-        ("x-total-time", ms(timings.total)),
-        ("x-validation-time", ms(timings.validation)),
-        ("x-queue-time", ms(timings.queue)),
-        ("x-inference-time", ms(timings.inference)),
-        ("x-time-per-token", ms(per_token)),
-        (
-            "x-prompt-tokens",
-            HeaderValue::from(answer.started.input_tokens),
-        ),
-        ("x-generated-tokens", HeaderValue::from(*generated_tokens)),
-    ];
-    values
-        .into_iter()
-        .map(|(name, value)| (HeaderName::from_static(name), value))
-        .collect()
 }

@@ -103,12 +103,19 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     let Loaded {
         checkpoint,
         tokenizer,
-        chat_template: _,
+        chat_template,
         eos,
     } = loaded;
     // The decoder holds the weights; the rest, tokenizer files above all, has been used up.
     drop(checkpoint);
-    let dispatcher = Dispatcher::new(capacity.dispatch, engine, tokenizer, eos, metrics);
+    let dispatcher = Dispatcher::new(
+        capacity.dispatch,
+        engine,
+        tokenizer,
+        chat_template,
+        eos,
+        metrics,
+    );
     let keys = KeyRing::new(settings.api_key.clone(), settings.keys.clone());
     let routes = api::routes(
         api_config(&settings, keys.clone()),
@@ -228,6 +235,7 @@ fn api_config(settings: &Settings, keys: KeyRing) -> api::Config {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     api::Config {
+        max_client_batch_size: settings.max_client_batch_size,
         max_best_of: settings.max_best_of,
         max_stop_sequences: settings.max_stop_sequences,
         max_top_n_tokens: settings.max_top_n_tokens,

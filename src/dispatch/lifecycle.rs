@@ -349,6 +349,7 @@ impl Answer {
         );
         Finish {
             reason,
+            stop_sequence: None,
             generated_text,
             generated_tokens: self.generated_tokens,
             seed: self.seed,
@@ -485,7 +486,7 @@ fn seconds(duration: Duration) -> f64 {
 /// Counts a failure under its label.
 pub(super) fn count_error(metrics: &Metrics, error: &Error) {
     metrics.count_failure(match error.kind {
-        ErrorKind::Invalid | ErrorKind::Tool => Failure::Validation,
+        ErrorKind::Invalid | ErrorKind::Tool | ErrorKind::ModelNotFound => Failure::Validation,
         ErrorKind::Template => Failure::Template,
         ErrorKind::Overloaded { .. } => Failure::Overloaded,
         ErrorKind::Generation | ErrorKind::Unhealthy => Failure::Generation,

@@ -5,9 +5,11 @@
 //! become text again on their way out. Every answer leaves as one [`EventStream`].
 
 mod admission;
+mod chat;
 mod lifecycle;
 
 pub use admission::Permit;
+pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream, PreparedChat};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,11 +18,12 @@ use tokio::sync::Semaphore;
 
 use crate::engine::Engine;
 use crate::generation::{
-    Error, Event, EventStream, Request, RequestId, Sampling, StopRule, Tenant, TokenId,
+    Conversation, Error, Event, EventStream, Grammar, Request, RequestId, Sampling, StopRule,
+    Tenant, TokenId,
 };
 use crate::guided::{CACHED_GRAMMARS, Compiler};
 use crate::telemetry::{Failure, Metrics};
-use crate::text::{Encoding, Tokenizer};
+use crate::text::{ChatTemplate, Encoding, Tokenizer};
 use futures::StreamExt;
 
 /// The hall's bounds.
@@ -53,6 +56,7 @@ struct Inner {
     config: Config,
     engine: Engine,
     tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
     eos: Arc<[TokenId]>,
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
@@ -70,6 +74,7 @@ impl Dispatcher {
         config: Config,
         engine: Engine,
         tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
         eos: Arc<[TokenId]>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -87,6 +92,7 @@ impl Dispatcher {
                 config,
                 engine,
                 tokenizer,
+                template,
                 eos,
                 metrics,
                 permits,
@@ -135,8 +141,8 @@ impl Dispatcher {
     }
 
     /// Counts a request that was refused for what it asked.
-    pub fn count_invalid(&self) {
-        self.inner.metrics.count_failure(Failure::Validation);
+    pub fn count_refusal(&self, error: &Error) {
+        lifecycle::count_error(&self.inner.metrics, error);
     }
 
     /// The instant after which a request taken now is given up; `asked` may only shorten it.
@@ -159,6 +165,33 @@ impl Dispatcher {
             lifecycle::count_error(&self.inner.metrics, error);
         }
         result
+    }
+
+    /// Renders a conversation, off the async threads when it is long, and hands it back; takes no permit.
+    ///
+    /// `shape` is what the answer must look like, if the caller said so.
+    /// Errors: no template or one that refuses the messages (template), wrong tools (tool).
+    pub async fn prepare_chat(
+        &self,
+        conversation: Conversation,
+        shape: Option<Grammar>,
+    ) -> Result<(PreparedChat, Conversation), Error> {
+        let texts = conversation
+            .messages
+            .iter()
+            .filter_map(|m| m.content.as_ref());
+        let bytes: usize = texts.map(String::len).sum();
+        if bytes <= INLINE_CONVERSATION_BYTES && conversation.tools.is_empty() {
+            let prepared = chat::prepare(&self.inner, &conversation, shape)?;
+            return Ok((prepared, conversation));
+        }
+        let inner = Arc::clone(&self.inner);
+        let task = tokio::task::spawn_blocking(move || {
+            let prepared = chat::prepare(&inner, &conversation, shape)?;
+            Ok((prepared, conversation))
+        });
+        task.await
+            .map_err(|_| Error::template("the template panicked"))?
     }
 
     /// Turns text into tokens with their byte ranges; takes no permit.
@@ -209,6 +242,9 @@ impl Dispatcher {
 
 /// Grammars compiled at once; the others wait, those compiled already do not.
 const COMPILED_AT_ONCE: usize = 2;
+
+/// Conversations up to this many bytes are rendered where they are: that takes less than 100 µs.
+const INLINE_CONVERSATION_BYTES: usize = 4096;
 
 /// How long the health probe's token may take.
 const HEALTH_PROBE_TIME: Duration = Duration::from_secs(10);

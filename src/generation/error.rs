@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Template,
     /// The tools or the choice among them are wrong.
     Tool,
+    /// No model of that name is served.
+    ModelNotFound,
     /// Every place that could serve is full; worth another try after the given time.
     Overloaded {
         /// How long the caller should wait before the next try.
@@ -61,6 +63,16 @@ impl Error {
         Self {
             kind: ErrorKind::Tool,
             message: message.into(),
+        }
+    }
+
+    /// Builds the refusal of a name that no model here has.
+    pub fn model_not_found(name: &str) -> Self {
+        Self {
+            kind: ErrorKind::ModelNotFound,
+            message: format!(
+                "The model `{name}` does not exist here; GET /v1/models lists what does"
+            ),
         }
     }
 

@@ -65,6 +65,8 @@ pub struct Timings {
 pub struct Finish {
     /// Why it ended.
     pub reason: FinishReason,
+    /// The stop string that ended it, if one did.
+    pub stop_sequence: Option<String>,
     /// All generated text, special tokens left out.
     pub generated_text: String,
     /// Tokens generated, a final EOS included.

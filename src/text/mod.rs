@@ -30,10 +30,8 @@ pub use reasoning::{ReasoningFormat, ReasoningSplitter, Split};
 pub use special_tokens::SpecialTokens;
 pub use stop::{StopMatcher, StopOutcome};
 pub use tokenizer::{Encoding, Tokenizer};
-pub use tool_calls::{
-    Forced, GrammarOptions, Piece, ToolFormat, ToolParser, ToolSchema, mentions_tools,
-};
-pub use tool_prompt::{DEFAULT_TOOL_PROMPT, with_tools};
+pub use tool_calls::{Forced, GrammarOptions, Piece, ToolFormat, ToolParser};
+pub use tool_prompt::with_tools;
 
 #[cfg(test)]
 mod tests;

@@ -56,6 +56,11 @@ impl ReasoningFormat {
             .copied()
     }
 
+    /// Whether a token's text is one of the markers.
+    pub fn marks(self, text: &str) -> bool {
+        text == self.open || text == self.close
+    }
+
     /// Whether a rendered prompt ends within reasoning, so that the answer starts there.
     pub fn prompt_opens(self, prompt: &str) -> bool {
         prompt.trim_end().ends_with(self.open)

@@ -4,20 +4,20 @@
 //! out as text-generation-inference does it. A template that reads `tools` needs none of this. The module
 //! only appends: which message and whether at all is decided where conversations are rendered.
 
-use super::tool_calls::ToolSchema;
+use crate::generation::Tool;
 use serde_json::json;
 
 /// What a model is told to do with tools unless a request says otherwise.
 ///
 /// Source: text-generation-inference's `ChatRequest.tool_prompt`, word for word, a line break on each side.
-pub const DEFAULT_TOOL_PROMPT: &str = "\nGiven the functions available, please respond with a JSON for a \
+const DEFAULT_TOOL_PROMPT: &str = "\nGiven the functions available, please respond with a JSON for a \
     function call with its proper arguments that best answers the given prompt. Respond in the format {name: \
     function name, parameters: dictionary of argument name and its value}.Do not use variables.\n";
 
 /// Appends tools and tool prompt to the content of a conversation's last message.
 ///
 /// `tool_prompt` replaces [`DEFAULT_TOOL_PROMPT`] and, like it, is used as it is.
-pub fn with_tools(content: &str, tools: &[ToolSchema], tool_prompt: Option<&str>) -> String {
+pub fn with_tools(content: &str, tools: &[Tool], tool_prompt: Option<&str>) -> String {
     let tools: Vec<serde_json::Value> = tools
         .iter()
         .map(|tool| {
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn tools_and_prompt_follow_the_content() {
-        let tools = [ToolSchema {
+        let tools = [Tool {
             name: "now".to_owned(),
             description: Some("Tells the time".to_owned()),
             parameters: json!({"type": "object"}),

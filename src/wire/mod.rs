@@ -2,4 +2,8 @@
 //!
 //! Field order is the wire's order; a change here is a change for every client, and golden files notice.
 
+pub mod anthropic;
+pub mod openai;
+pub mod platforms;
+pub mod responses;
 pub mod tgi;

@@ -3,9 +3,10 @@
 //! Source: TGI router 3.3.6; unknown fields are ignored, absent optional ones are null, as there.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Body of `POST /generate` and `POST /generate_stream`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct GenerateRequest {
     /// Text to continue.
     pub inputs: String,
@@ -15,7 +16,7 @@ pub struct GenerateRequest {
 }
 
 /// Body of `POST /`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct CompatGenerateRequest {
     /// Text to continue.
     pub inputs: String,
@@ -28,7 +29,7 @@ pub struct CompatGenerateRequest {
 }
 
 /// Settings of one generation.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct GenerateParameters {
     /// Generates so many answers and returns the most probable.
@@ -71,7 +72,7 @@ pub struct GenerateParameters {
     pub adapter_id: Option<String>,
 }
 
-fn default_parameters() -> GenerateParameters {
+pub(super) fn default_parameters() -> GenerateParameters {
     GenerateParameters {
         do_sample: true,
         ..GenerateParameters::default()
@@ -79,7 +80,7 @@ fn default_parameters() -> GenerateParameters {
 }
 
 /// A constraint on the answer.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", content = "value")]
 pub enum Grammar {
     /// A JSON Schema, as an object or as text that holds one.
@@ -97,7 +98,7 @@ pub enum Grammar {
 }
 
 /// A JSON Schema with its name.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NamedSchema {
     /// The name; has no effect.
     pub name: Option<String>,
@@ -106,7 +107,7 @@ pub struct NamedSchema {
 }
 
 /// A generated token.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Token {
     /// Index in the vocabulary.
     pub id: u32,
@@ -119,7 +120,7 @@ pub struct Token {
 }
 
 /// A token of the prompt.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct PrefillToken {
     /// Index in the vocabulary.
     pub id: u32,
@@ -130,7 +131,7 @@ pub struct PrefillToken {
 }
 
 /// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The allowed number of tokens.
@@ -142,7 +143,7 @@ pub enum FinishReason {
 }
 
 /// Answer of `POST /generate`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct GenerateResponse {
     /// The text.
     pub generated_text: String,
@@ -152,7 +153,7 @@ pub struct GenerateResponse {
 }
 
 /// Details of a generation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Details {
     /// Why it ended.
     pub finish_reason: FinishReason,
@@ -173,7 +174,7 @@ pub struct Details {
 }
 
 /// An answer that lost.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct BestOfSequence {
     /// The text.
     pub generated_text: String,
@@ -193,7 +194,7 @@ pub struct BestOfSequence {
 }
 
 /// One event of `POST /generate_stream`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct StreamResponse {
     /// Counts from 1.
     pub index: u32,
@@ -209,7 +210,7 @@ pub struct StreamResponse {
 }
 
 /// Details of a streamed generation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct StreamDetails {
     /// Why it ended.
     pub finish_reason: FinishReason,
@@ -222,7 +223,7 @@ pub struct StreamDetails {
 }
 
 /// One token of `POST /tokenize`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SimpleToken {
     /// Index in the vocabulary.
     pub id: u32,
@@ -234,8 +235,17 @@ pub struct SimpleToken {
     pub stop: usize,
 }
 
+/// Answer of `POST /chat_tokenize`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ChatTokenizeResponse {
+    /// Its tokens.
+    pub tokenize_response: Vec<SimpleToken>,
+    /// The text the template made.
+    pub templated_text: String,
+}
+
 /// Answer of `GET /info`. The first fourteen fields are TGI's, in its order; the rest are ours.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Info {
     /// Hub id or path.
     pub model_id: String,
@@ -278,7 +288,7 @@ pub struct Info {
 }
 
 /// Answer of `GET /v1/models`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ModelsInfo {
     /// Always `list`.
     pub object: String,
@@ -287,7 +297,7 @@ pub struct ModelsInfo {
 }
 
 /// One served model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ModelInfo {
     /// Its id.
     pub id: String,
@@ -300,7 +310,7 @@ pub struct ModelInfo {
 }
 
 /// Body of every error.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ErrorResponse {
     /// The failure in words.
     pub error: String,

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Floor, and the floors it may use beside itself.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: &[(&str, &[&str])] = &[
     ("generation", &[]),
     ("wire", &[]),
     ("telemetry", &[]),

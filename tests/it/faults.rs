@@ -205,6 +205,7 @@ fn hall(setup: &Setup) -> Dispatcher {
         config,
         setup.engine.clone(),
         tokenizer,
+        None,
         Arc::from([]),
         metrics,
     )

@@ -10,7 +10,7 @@
 //! nothing; a schema that cannot be enforced is found out where the grammar is compiled.
 
 use super::xml::{XmlCall, is_text};
-use super::{ToolFormat, ToolSchema};
+use super::{Tool, ToolFormat};
 use crate::text::reasoning::ReasoningFormat;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -45,11 +45,11 @@ impl ToolFormat {
     /// others: a model made to go on writing would invent some. With no tool to call, any text passes.
     pub fn grammar(
         self,
-        tools: &[ToolSchema],
+        tools: &[Tool],
         choice: Forced<'_>,
         options: &GrammarOptions<'_>,
     ) -> String {
-        let tools: Vec<&ToolSchema> = tools
+        let tools: Vec<&Tool> = tools
             .iter()
             .filter(|tool| match choice {
                 Forced::Any => true,
@@ -69,8 +69,8 @@ impl ToolFormat {
     ///
     /// An answer of a format whose calls have no marker is a call if it begins like one: with `{`, or with
     /// `[` where calls are Python.
-    pub fn strict_grammar(self, tools: &[ToolSchema], options: &GrammarOptions<'_>) -> String {
-        let tools: Vec<&ToolSchema> = tools.iter().collect();
+    pub fn strict_grammar(self, tools: &[Tool], options: &GrammarOptions<'_>) -> String {
+        let tools: Vec<&Tool> = tools.iter().collect();
         let mut writer = Writer::new(self, &tools, options);
         if tools.is_empty() {
             return writer.finish("TEXT");
@@ -86,16 +86,12 @@ impl ToolFormat {
 struct Writer<'a> {
     format: ToolFormat,
     options: &'a GrammarOptions<'a>,
-    tools: &'a [&'a ToolSchema],
+    tools: &'a [&'a Tool],
     rules: String,
 }
 
 impl<'a> Writer<'a> {
-    fn new(
-        format: ToolFormat,
-        tools: &'a [&'a ToolSchema],
-        options: &'a GrammarOptions<'a>,
-    ) -> Self {
+    fn new(format: ToolFormat, tools: &'a [&'a Tool], options: &'a GrammarOptions<'a>) -> Self {
         Self {
             format,
             options,
@@ -320,7 +316,7 @@ impl<'a> Writer<'a> {
         self.line(name, &format!("%json {schema}"));
     }
 
-    fn json_call(&mut self, at: usize, tool: &ToolSchema, key: &str) -> String {
+    fn json_call(&mut self, at: usize, tool: &Tool, key: &str) -> String {
         self.json_rule(&format!("args{at}"), &arguments_schema(tool));
         let name = Value::from(tool.name.as_str());
         let head = format!("{{\"name\": {name}, \"{key}\": ");
@@ -328,7 +324,7 @@ impl<'a> Writer<'a> {
     }
 
     /// A Python call; arguments come in the schema's order, the optional ones or not.
-    fn python_call(&mut self, at: usize, tool: &ToolSchema) -> String {
+    fn python_call(&mut self, at: usize, tool: &Tool) -> String {
         let (open, close) = (literal(&format!("{}(", tool.name)), literal(")"));
         let Some(properties) = properties(tool) else {
             self.line(&format!("key{at}"), "/[A-Za-z_][A-Za-z0-9_]*/");
@@ -370,7 +366,7 @@ impl<'a> Writer<'a> {
     /// A call in Qwen's XML, from the tool's name on.
     ///
     /// Strings are plain text there, so of a string's schema only a choice of values can be enforced.
-    fn xml_call(&mut self, at: usize, tool: &ToolSchema) -> String {
+    fn xml_call(&mut self, at: usize, tool: &Tool) -> String {
         let name = literal(&format!("{}>\n", tool.name));
         let end = literal("</function>");
         let value_end = literal("\n</parameter>\n");
@@ -422,7 +418,7 @@ struct Property {
 }
 
 /// The properties of a tool's arguments, or `None` if the schema does not list them.
-fn properties(tool: &ToolSchema) -> Option<Vec<Property>> {
+fn properties(tool: &Tool) -> Option<Vec<Property>> {
     let root = tool.parameters.as_object()?;
     let properties = root.get("properties")?.as_object()?;
     let required = root.get("required").and_then(Value::as_array);
@@ -461,7 +457,7 @@ fn choices(schema: &Value) -> Option<Vec<String>> {
 
 /// The schema of a tool's arguments as the grammar needs it: an object in any case, and closed where its
 /// properties are listed.
-fn arguments_schema(tool: &ToolSchema) -> Value {
+fn arguments_schema(tool: &Tool) -> Value {
     let mut schema = match &tool.parameters {
         Value::Object(schema) => schema.clone(),
         _ => Map::new(),
@@ -488,7 +484,7 @@ fn close(schema: &mut Map<String, Value>) {
 }
 
 /// The schema of TGI's `function` object: the arguments with `_name` before them.
-fn named_schema(tool: &ToolSchema) -> Value {
+fn named_schema(tool: &Tool) -> Value {
     let root = match &tool.parameters {
         Value::Object(schema) => schema.clone(),
         _ => Map::new(),

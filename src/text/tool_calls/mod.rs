@@ -17,6 +17,8 @@ mod pythonic;
 mod scan;
 mod xml;
 
+use crate::generation::Tool;
+
 pub use grammar::{Forced, GrammarOptions};
 pub use parser::ToolParser;
 
@@ -40,20 +42,6 @@ pub enum ToolFormat {
     QwenXml,
     /// `{"function": {"_name": "get_weather", "city": "Paris"}}`, TGI's own: for templates that know no tools.
     Tgi,
-}
-
-/// A tool a model may call.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ToolSchema {
-    /// Name by which a call refers to it.
-    pub name: String,
-    /// What it does, for the prompt.
-    pub description: Option<String>,
-    /// JSON Schema of its arguments; anything but an object, and an object that says nothing about the
-    /// arguments, stands for "any object".
-    pub parameters: serde_json::Value,
-    /// Whether every call must fit the schema, and the schema be enforceable to the letter.
-    pub strict: bool,
 }
 
 /// A part of an answer.
@@ -113,7 +101,7 @@ impl ToolFormat {
 }
 
 /// Whether a chat template reads the variable `tools`, and so shows the tools to the model itself.
-pub fn mentions_tools(template_source: &str) -> bool {
+fn mentions_tools(template_source: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     template_source.match_indices("tools").any(|(at, word)| {
         let before = template_source[..at].chars().next_back();

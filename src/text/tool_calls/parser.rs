@@ -14,7 +14,7 @@ use super::json_call::JsonCall;
 use super::named_call::NamedCall;
 use super::pythonic::PythonCall;
 use super::xml::XmlCall;
-use super::{Piece, ToolFormat, ToolSchema};
+use super::{Piece, Tool, ToolFormat};
 
 /// Splits an answer into text and tool calls.
 ///
@@ -77,7 +77,7 @@ pub(super) enum Step {
 /// Where readers look up tools and leave what they read.
 #[derive(Debug)]
 pub(super) struct Calls {
-    tools: Vec<ToolSchema>,
+    tools: Vec<Tool>,
     /// Calls announced so far.
     started: usize,
     is_open: bool,
@@ -86,7 +86,7 @@ pub(super) struct Calls {
 
 impl Calls {
     /// The tool of this name, if it was offered.
-    pub(super) fn tool(&self, name: &str) -> Option<&ToolSchema> {
+    pub(super) fn tool(&self, name: &str) -> Option<&Tool> {
         self.tools.iter().find(|tool| tool.name == name)
     }
 
@@ -169,7 +169,7 @@ impl ToolParser {
     /// Starts at the beginning of an answer that may call `tools`.
     ///
     /// Reasoning must have been taken off before, or a call behind it does not open the answer.
-    pub fn new(format: ToolFormat, tools: &[ToolSchema]) -> Self {
+    pub fn new(format: ToolFormat, tools: &[Tool]) -> Self {
         Self {
             format,
             calls: Calls {

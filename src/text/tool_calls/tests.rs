@@ -18,8 +18,8 @@ const FORMATS: [ToolFormat; 7] = [
     ToolFormat::Tgi,
 ];
 
-fn tool(name: &str, parameters: Value) -> ToolSchema {
-    ToolSchema {
+fn tool(name: &str, parameters: Value) -> Tool {
+    Tool {
         name: name.to_owned(),
         description: None,
         parameters,
@@ -27,7 +27,7 @@ fn tool(name: &str, parameters: Value) -> ToolSchema {
     }
 }
 
-fn tools() -> Vec<ToolSchema> {
+fn tools() -> Vec<Tool> {
     let weather = json!({
         "type": "object",
         "properties": {
@@ -1137,7 +1137,7 @@ fn schemas_of_all_kinds_compile() {
             );
         }
     }
-    let lenient = ToolSchema {
+    let lenient = Tool {
         strict: false,
         ..tool(
             "t",

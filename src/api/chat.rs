@@ -1,0 +1,617 @@
+//! OpenAI's chat route, and what its template makes of a conversation.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::Event as Frame;
+use axum::response::{IntoResponse, Response};
+use futures::future::try_join_all;
+use futures::stream::{self, SelectAll};
+use futures::{Stream, StreamExt};
+
+use super::body::Body;
+use super::calls::{self, Call, Metering};
+use super::compat::Compat;
+use super::error::ApiError;
+use super::keys::Caller;
+use super::{Api, from_openai, sse, tgi};
+use crate::dispatch::{
+    ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream, Permit, PreparedChat,
+};
+use crate::generation::{Conversation, Error, Request, TokenInfo};
+use crate::wire::openai::{
+    CalledFunction, ChatChoice, ChatCompletion, ChatCompletionChunk, ChatLogprob, ChatLogprobs,
+    ChatRequest, ChunkChoice, Delta, DeltaFunction, DeltaToolCall, OutputMessage, ToolCall,
+    TopLogprob, Usage,
+};
+use crate::wire::tgi::ChatTokenizeResponse;
+
+/// `POST /v1/chat/completions`.
+pub(super) async fn chat_completions(
+    State(api): State<Api>,
+    caller: Caller,
+    headers: HeaderMap,
+    Body(body): Body<ChatRequest>,
+) -> Result<Response, ApiError> {
+    let refused = |e| calls::refused(&api, e);
+    let call = Call::open(&api, &caller, &headers).map_err(refused)?;
+    let model = api.model_name(body.model.as_deref()).map_err(refused)?;
+    let chat = Chat::prepare(&api, &body).await.map_err(refused)?;
+    let wants = Wants {
+        model,
+        ids: CallIds::of(&api, &chat),
+        logprobs: body.logprobs.unwrap_or(false),
+        usage: body
+            .stream_options
+            .as_ref()
+            .is_some_and(|options| options.include_usage.unwrap_or(false)),
+    };
+    let characters = chat.prepared.prompt.chars().count();
+    if body.stream.unwrap_or(false) {
+        let accepted = call.requests(&api, &[&chat.prepared.prompt], &chat.ask, false);
+        let streams = match accepted {
+            Ok((requests, permit)) => chat.start(&api, requests, permit).await,
+            Err(error) => Err(calls::refused(&api, error)),
+        };
+        let out = calls::stream_headers(&api, characters);
+        return stream_chat(api, streams, wants)
+            .await
+            .map(|sse| (out, sse).into_response());
+    }
+    let (requests, permit) = call
+        .requests(&api, &[&chat.prepared.prompt], &chat.ask, false)
+        .map_err(refused)?;
+    let streams = chat.start(&api, requests, permit).await?;
+    let answers = try_join_all(streams.into_iter().map(Answer::from)).await?;
+    let metering = answers
+        .iter()
+        .map(|answer| {
+            let ChatFinish {
+                input_tokens,
+                finish,
+                ..
+            } = &answer.finish;
+            Metering::of(characters, *input_tokens, finish)
+        })
+        .reduce(Metering::plus)
+        .unwrap_or_default();
+    let headers = metering.headers(&api, true);
+    Ok((headers, Json(completion(&api, answers, wants))).into_response())
+}
+
+/// The text of one answer, as it is, for routes that know nothing else.
+pub(super) async fn plain_answer(
+    api: &Api,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: &ChatRequest,
+) -> Result<String, ApiError> {
+    let refused = |e| calls::refused(api, e);
+    let call = Call::open(api, caller, headers).map_err(refused)?;
+    let mut chat = Chat::prepare(api, body).await.map_err(refused)?;
+    chat.ask.choices = 1;
+    let (requests, permit) = call
+        .requests(api, &[&chat.prepared.prompt], &chat.ask, false)
+        .map_err(refused)?;
+    let events = calls::start(api, requests, permit).await?.remove(0);
+    Ok(calls::Collected::from(events).await?.finish.generated_text)
+}
+
+/// `POST /chat_tokenize`: the prompt a conversation becomes, and its tokens.
+pub(super) async fn chat_tokenize(
+    State(api): State<Api>,
+    Body(body): Body<ChatRequest>,
+) -> Result<Json<ChatTokenizeResponse>, ApiError> {
+    let chat = Chat::prepare(&api, &body).await?;
+    let templated_text = chat.prepared.prompt;
+    Ok(Json(ChatTokenizeResponse {
+        tokenize_response: tgi::tokens_of(&api, &templated_text, false).await?,
+        templated_text,
+    }))
+}
+
+/// A chat request that has been understood.
+#[derive(Debug)]
+pub(super) struct Chat {
+    pub(super) prepared: PreparedChat,
+    pub(super) ask: from_openai::Ask,
+    history: Conversation,
+}
+
+impl Chat {
+    async fn prepare(api: &Api, body: &ChatRequest) -> Result<Self, Error> {
+        let conversation = from_openai::conversation(body, &api.config)?;
+        let ask = from_openai::chat_ask(body, &api.config, api.dispatcher.vocab_size())?;
+        Self::of(api, conversation, ask).await
+    }
+
+    /// Renders a conversation; the shape of the answer, if one is asked for, may change with it.
+    ///
+    /// Errors: the template's, or wrong tools.
+    pub(super) async fn of(
+        api: &Api,
+        conversation: Conversation,
+        mut ask: from_openai::Ask,
+    ) -> Result<Self, Error> {
+        let shape = ask.shape.take();
+        let (prepared, history) = api.dispatcher.prepare_chat(conversation, shape).await?;
+        ask.shape = prepared.grammar.clone();
+        Ok(Self {
+            prepared,
+            ask,
+            history,
+        })
+    }
+
+    /// Starts every answer.
+    ///
+    /// Errors: the first one met.
+    pub(super) async fn start(
+        &self,
+        api: &Api,
+        requests: Vec<Request>,
+        permit: Permit,
+    ) -> Result<Vec<ChatStream>, ApiError> {
+        let events = calls::start(api, requests, permit).await?;
+        Ok(events
+            .into_iter()
+            .map(|events| self.prepared.read(events))
+            .collect())
+    }
+}
+
+/// How the calls of an answer are named.
+#[derive(Debug, Clone)]
+pub(super) enum CallIds {
+    /// Counted on from this number (TGI).
+    From(u64),
+    /// Words that never come twice.
+    Unique { prefix: &'static str, length: usize },
+}
+
+impl CallIds {
+    /// TGI counts on from the largest id of the history; ids that are no numbers end the counting.
+    pub(super) fn of(api: &Api, chat: &Chat) -> Self {
+        if chat.prepared.wants_short_ids() {
+            return Self::Unique {
+                prefix: "",
+                length: 9,
+            };
+        }
+        let unique = Self::Unique {
+            prefix: "call_",
+            length: 24,
+        };
+        if api.config.compat == Compat::OpenAi {
+            return unique;
+        }
+        let calls = chat.history.messages.iter().flat_map(|m| &m.tool_calls);
+        let numbers = calls.map(|call| call.id.parse::<u64>().ok());
+        match numbers.collect::<Option<Vec<_>>>() {
+            Some(numbers) => Self::From(numbers.into_iter().max().map_or(0, |max| max + 1)),
+            None => unique,
+        }
+    }
+
+    /// The id of the next call.
+    pub(super) fn next(&mut self) -> String {
+        match self {
+            Self::From(number) => {
+                *number += 1;
+                (*number - 1).to_string()
+            }
+            Self::Unique { prefix, length } => unique_id(prefix, *length),
+        }
+    }
+}
+
+/// `prefix` and `length` letters and digits, at most 32, that never come twice.
+pub(super) fn unique_id(prefix: &str, length: usize) -> String {
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    format!("{prefix}{}", &random[..length])
+}
+
+/// Whole seconds since 1970.
+pub(super) fn unix_seconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+/// What the answer should hold.
+#[derive(Debug, Clone)]
+struct Wants {
+    model: String,
+    ids: CallIds,
+    logprobs: bool,
+    usage: bool,
+}
+
+/// One whole answer of a chat.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) content: String,
+    pub(super) reasoning: String,
+    /// Names and arguments of the calls.
+    pub(super) calls: Vec<(String, String)>,
+    tokens: Vec<(TokenInfo, Vec<TokenInfo>)>,
+    pub(super) finish: ChatFinish,
+}
+
+impl Answer {
+    /// Reads an answer to its end. What a cut has left of a call becomes content.
+    ///
+    /// Errors: those of the answer; incomplete when it has no end.
+    pub(super) async fn from(mut events: ChatStream) -> Result<Self, Error> {
+        let (mut content, mut reasoning) = (String::new(), String::new());
+        let mut calls: Vec<(String, String)> = Vec::new();
+        let mut tokens = Vec::new();
+        while let Some(event) = events.next().await {
+            let ChatEvent {
+                input_tokens: _,
+                pieces,
+                token,
+                top_tokens,
+                finish,
+            } = event?;
+            tokens.push((token, top_tokens));
+            for piece in pieces {
+                match piece {
+                    ChatPiece::Content(text) => content += &text,
+                    ChatPiece::Reasoning(text) => reasoning += &text,
+                    ChatPiece::CallStart { name, .. } => calls.push((name, String::new())),
+                    ChatPiece::Arguments { text, .. } => {
+                        if let Some((_, arguments)) = calls.last_mut() {
+                            *arguments += &text;
+                        }
+                    }
+                }
+            }
+            if let Some(finish) = finish {
+                if finish.broken_call {
+                    calls.pop();
+                    if calls.is_empty() {
+                        content.clone_from(&finish.finish.generated_text);
+                    }
+                }
+                return Ok(Self {
+                    content,
+                    reasoning,
+                    calls,
+                    tokens,
+                    finish,
+                });
+            }
+        }
+        Err(Error::incomplete())
+    }
+}
+
+fn finish_reason(reason: ChatFinishReason) -> &'static str {
+    match reason {
+        ChatFinishReason::Stop => "stop",
+        ChatFinishReason::Length => "length",
+        ChatFinishReason::ToolCalls => "tool_calls",
+    }
+}
+
+fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
+    let Wants {
+        model,
+        mut ids,
+        logprobs,
+        usage: _,
+    } = wants;
+    let compat = api.config.compat;
+    let mut usage = Usage::default();
+    let choice = |(index, answer): (usize, Answer)| {
+        let finish = &answer.finish;
+        usage = Usage::new(
+            finish.input_tokens,
+            usage.completion_tokens + finish.finish.generated_tokens,
+        );
+        ChatChoice {
+            index,
+            finish_reason: finish_reason(finish.reason),
+            logprobs: logprobs.then(|| ChatLogprobs {
+                content: answer
+                    .tokens
+                    .iter()
+                    .map(|(token, top)| logprob(token, top, compat))
+                    .collect(),
+            }),
+            message: output_message(answer, &mut ids, compat),
+        }
+    };
+    let choices = answers.into_iter().enumerate().map(choice).collect();
+    ChatCompletion {
+        object: "chat.completion",
+        id: api.answer_id("chatcmpl-"),
+        created: unix_seconds(),
+        model,
+        system_fingerprint: api.fingerprint(),
+        choices,
+        usage,
+    }
+}
+
+fn output_message(answer: Answer, ids: &mut CallIds, compat: Compat) -> OutputMessage {
+    let Answer {
+        content,
+        reasoning,
+        calls,
+        ..
+    } = answer;
+    let tool_calls: Vec<ToolCall> = calls
+        .into_iter()
+        .map(|(name, arguments)| ToolCall {
+            id: ids.next(),
+            kind: "function".to_owned(),
+            function: CalledFunction {
+                description: (compat == Compat::Tgi).then_some(serde_json::Value::Null),
+                name,
+                arguments: arguments.into(),
+            },
+        })
+        .collect();
+    let content = match (content.is_empty(), tool_calls.is_empty(), compat) {
+        (true, false, Compat::Tgi) => None,
+        (true, false, Compat::OpenAi) => Some(None),
+        _ => Some(Some(content)),
+    };
+    OutputMessage {
+        role: "assistant",
+        content,
+        reasoning_content: Some(reasoning).filter(|text| !text.is_empty()),
+        tool_calls,
+    }
+}
+
+fn logprob(token: &TokenInfo, top: &[TokenInfo], compat: Compat) -> ChatLogprob {
+    let bytes = |text: &str| (compat == Compat::OpenAi).then(|| text.as_bytes().to_vec());
+    ChatLogprob {
+        token: token.text.clone(),
+        logprob: token.logprob,
+        bytes: bytes(&token.text),
+        top_logprobs: top
+            .iter()
+            .map(|token| TopLogprob {
+                token: token.text.clone(),
+                logprob: token.logprob,
+                bytes: bytes(&token.text),
+            })
+            .collect(),
+    }
+}
+
+/// Answers as frames. The first one, or an error, is awaited before anything is sent, but not for long.
+///
+/// Errors: under OpenAI's rule, those known before the first frame; under TGI's they are frames.
+async fn stream_chat(
+    api: Api,
+    streams: Result<Vec<ChatStream>, ApiError>,
+    wants: Wants,
+) -> Result<impl IntoResponse, ApiError> {
+    let compat = api.config.compat;
+    let keep_alive = api.config.keep_alive;
+    let events = match streams {
+        Ok(streams) => {
+            let streams = streams.into_iter().enumerate();
+            let streams = streams.map(|(index, events)| {
+                events
+                    .map(move |event| (index, event.map_err(ApiError::from)))
+                    .boxed()
+            });
+            streams.collect::<SelectAll<_>>().left_stream()
+        }
+        Err(error) if compat == Compat::OpenAi => return Err(error),
+        Err(error) => stream::iter([(0, Err(error))]).right_stream(),
+    };
+    let mut events = Box::pin(events.peekable());
+    let first = tokio::time::timeout(sse::FIRST_EVENT_WAIT, events.as_mut().peek()).await;
+    if compat == Compat::OpenAi
+        && let Ok(Some((_, Err(error)))) = first
+    {
+        return Err(error.clone());
+    }
+    let writer = ChunkWriter::new(&api, wants);
+    Ok(sse::respond(chunk_frames(events, writer), keep_alive))
+}
+
+fn chunk_frames(
+    events: impl Stream<Item = (usize, Result<ChatEvent, ApiError>)> + Unpin,
+    writer: ChunkWriter,
+) -> impl Stream<Item = Result<Frame, Infallible>> {
+    let state = (events, writer, VecDeque::new(), false);
+    stream::unfold(
+        state,
+        |(mut events, mut writer, mut ready, mut ended)| async move {
+            while ready.is_empty() && !ended {
+                match events.next().await {
+                    Some((index, Ok(event))) => {
+                        let chunks = writer.chunks(index, event);
+                        ready.extend(chunks.iter().map(sse::frame));
+                    }
+                    Some((_, Err(error))) => {
+                        ready.push_back(sse::frame(&error.into_stream().event(writer.compat)));
+                        ready.push_back(sse::done());
+                        ended = true;
+                    }
+                    None => {
+                        ready.extend(writer.usage_chunk().iter().map(sse::frame));
+                        ready.push_back(sse::done());
+                        ended = true;
+                    }
+                }
+            }
+            let frame = ready.pop_front()?;
+            Some((Ok(frame), (events, writer, ready, ended)))
+        },
+    )
+}
+
+/// Writes the chunks of a streamed chat.
+#[derive(Debug)]
+struct ChunkWriter {
+    compat: Compat,
+    id: String,
+    fingerprint: String,
+    wants: Wants,
+    usage: Usage,
+    /// By choice: whether its first chunk has gone out.
+    begun: Vec<bool>,
+    /// By choice: the ids of its calls.
+    calls: Vec<Vec<String>>,
+}
+
+impl ChunkWriter {
+    fn new(api: &Api, wants: Wants) -> Self {
+        Self {
+            compat: api.config.compat,
+            id: api.answer_id("chatcmpl-"),
+            fingerprint: api.fingerprint(),
+            wants,
+            usage: Usage::default(),
+            begun: Vec::new(),
+            calls: Vec::new(),
+        }
+    }
+
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> ChatCompletionChunk {
+        ChatCompletionChunk {
+            object: "chat.completion.chunk",
+            id: self.id.clone(),
+            created: unix_seconds(),
+            model: self.wants.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+            choices,
+            usage,
+        }
+    }
+
+    fn usage_chunk(&self) -> Option<ChatCompletionChunk> {
+        self.wants
+            .usage
+            .then(|| self.chunk(Vec::new(), Some(self.usage)))
+    }
+
+    /// The chunks one event becomes: TGI's clients expect one for each token of text at least.
+    fn chunks(&mut self, index: usize, event: ChatEvent) -> Vec<ChatCompletionChunk> {
+        let ChatEvent {
+            input_tokens: _,
+            pieces,
+            token,
+            top_tokens,
+            finish,
+        } = event;
+        if self.begun.len() <= index {
+            self.begun.resize(index + 1, false);
+            self.calls.resize(index + 1, Vec::new());
+        }
+        let mut deltas = self.deltas(index, pieces);
+        let finish_reason = finish.as_ref().map(|finish| finish_reason(finish.reason));
+        if let Some(finish) = finish {
+            self.usage = Usage::new(
+                finish.input_tokens,
+                self.usage.completion_tokens + finish.finish.generated_tokens,
+            );
+        }
+        let called = !self.calls[index].is_empty();
+        let must_speak = finish_reason.is_some() || self.wants.logprobs;
+        if deltas.is_empty() && (must_speak || (self.compat == Compat::Tgi && !called)) {
+            deltas.push(self.silent_delta(index));
+        } else if finish_reason == Some("tool_calls") {
+            deltas.push(self.silent_delta(index));
+        }
+        let last = deltas.len().saturating_sub(1);
+        let mut chunks = Vec::with_capacity(deltas.len());
+        for (place, mut delta) in deltas.into_iter().enumerate() {
+            let begins = !std::mem::replace(&mut self.begun[index], true);
+            delta.role = (begins || self.compat == Compat::Tgi).then_some("assistant");
+            let choice = ChunkChoice {
+                index,
+                delta,
+                logprobs: (self.wants.logprobs && place == 0).then(|| ChatLogprobs {
+                    content: vec![logprob(&token, &top_tokens, self.compat)],
+                }),
+                finish_reason: finish_reason.filter(|_| place == last),
+            };
+            chunks.push(self.chunk(vec![choice], None));
+        }
+        chunks
+    }
+
+    /// Text first, then calls, each call's name with the beginning of its arguments.
+    fn deltas(&mut self, index: usize, pieces: Vec<ChatPiece>) -> Vec<Delta> {
+        let mut deltas: Vec<Delta> = Vec::new();
+        for piece in pieces {
+            match piece {
+                ChatPiece::Content(text) => match deltas.last_mut() {
+                    Some(last) if last.tool_calls.is_empty() => {
+                        last.content.get_or_insert_default().push_str(&text);
+                    }
+                    _ => deltas.push(Delta {
+                        content: Some(text),
+                        ..Delta::default()
+                    }),
+                },
+                ChatPiece::Reasoning(text) => deltas.push(Delta {
+                    content: (self.compat == Compat::Tgi).then(String::new),
+                    reasoning_content: Some(text),
+                    ..Delta::default()
+                }),
+                ChatPiece::CallStart { index: call, name } => {
+                    let id = self.wants.ids.next();
+                    self.calls[index].push(id);
+                    deltas.push(self.call_delta(index, call, Some(name), String::new()));
+                }
+                ChatPiece::Arguments { index: call, text } => {
+                    let open = deltas
+                        .last_mut()
+                        .and_then(|last| last.tool_calls.last_mut());
+                    match open.filter(|open| open.index == call) {
+                        Some(open) => open.function.arguments += &text,
+                        None => deltas.push(self.call_delta(index, call, None, text)),
+                    }
+                }
+            }
+        }
+        deltas
+    }
+
+    fn call_delta(
+        &self,
+        choice: usize,
+        call: usize,
+        name: Option<String>,
+        arguments: String,
+    ) -> Delta {
+        // Under TGI every chunk names its call, under OpenAI the first one does.
+        let names = name.is_some() || self.compat == Compat::Tgi;
+        Delta {
+            tool_calls: vec![DeltaToolCall {
+                index: call,
+                id: self.calls[choice].get(call).filter(|_| names).cloned(),
+                kind: names.then_some("function"),
+                function: DeltaFunction { name, arguments },
+            }],
+            ..Delta::default()
+        }
+    }
+
+    /// A delta that adds nothing. TGI's clients look for a call in every chunk of an answer that has one.
+    fn silent_delta(&self, index: usize) -> Delta {
+        let calls = self.calls[index].len();
+        match (self.compat, calls.checked_sub(1)) {
+            (Compat::Tgi, Some(call)) => self.call_delta(index, call, None, String::new()),
+            (Compat::Tgi, None) => Delta {
+                content: Some(String::new()),
+                ..Delta::default()
+            },
+            (Compat::OpenAi, _) => Delta::default(),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Anthropic's messages route.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::Event as Frame;
+use axum::response::{IntoResponse, Response};
+use futures::{Stream, StreamExt, stream};
+use serde_json::Value;
+
+use super::body::Body;
+use super::calls::{self, Call, Metering};
+use super::chat::{Chat, unique_id};
+use super::error::ApiError;
+use super::keys::Caller;
+use super::{Api, from_messages, from_openai, sse, tgi};
+use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason, ChatPiece};
+use crate::generation::{Error, FinishReason};
+use crate::wire::anthropic::{
+    BlockDelta, CountTokensRequest, CountTokensResponse, MessageEnd, MessagesEvent,
+    MessagesRequest, MessagesResponse, MessagesUsage, OutputBlock,
+};
+
+/// `POST /v1/messages`.
+pub(super) async fn messages(
+    State(api): State<Api>,
+    caller: Caller,
+    headers: HeaderMap,
+    Body(body): Body<MessagesRequest>,
+) -> Result<Response, ApiError> {
+    let refused = |e| calls::refused(&api, e);
+    let call = Call::open(&api, &caller, &headers).map_err(refused)?;
+    let model = api.model_name(body.model.as_deref()).map_err(refused)?;
+    let conversation = from_messages::conversation(&body).map_err(refused)?;
+    let ask = from_messages::ask(&body).map_err(refused)?;
+    let chat = Chat::of(&api, conversation, ask).await.map_err(refused)?;
+    let characters = chat.prepared.prompt.chars().count();
+    let accepted = call.requests(&api, &[&chat.prepared.prompt], &chat.ask, false);
+    let (requests, permit) = accepted.map_err(refused)?;
+    let mut answer = Box::pin(
+        chat.start(&api, requests, permit)
+            .await?
+            .remove(0)
+            .peekable(),
+    );
+    let mut writer = Writer::new(model, chat.prepared.wants_short_ids());
+    if body.stream.unwrap_or(false) {
+        let first = tokio::time::timeout(sse::FIRST_EVENT_WAIT, answer.as_mut().peek()).await;
+        if let Ok(Some(Err(error))) = first {
+            return Err(error.clone().into());
+        }
+        let out = calls::stream_headers(&api, characters);
+        let frames = frames(answer, writer);
+        return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
+    }
+    while let Some(event) = answer.next().await {
+        let event = event?;
+        let finish = event.finish.clone();
+        writer.push(event);
+        if let Some(finish) = finish {
+            let metering = Metering::of(characters, finish.input_tokens, &finish.finish);
+            return Ok((metering.headers(&api, true), Json(writer.message)).into_response());
+        }
+    }
+    Err(Error::incomplete().into())
+}
+
+/// `POST /v1/messages/count_tokens`.
+pub(super) async fn count_tokens(
+    State(api): State<Api>,
+    Body(body): Body<CountTokensRequest>,
+) -> Result<Json<CountTokensResponse>, ApiError> {
+    api.model_name(body.model.as_deref())?;
+    let conversation = from_messages::counted(&body)?;
+    let chat = Chat::of(&api, conversation, from_openai::Ask::default()).await?;
+    let tokens = tgi::tokens_of(&api, &chat.prepared.prompt, false).await?;
+    Ok(Json(CountTokensResponse {
+        input_tokens: tokens.len(),
+    }))
+}
+
+fn frames(
+    answer: impl Stream<Item = Result<ChatEvent, Error>> + Unpin,
+    writer: Writer,
+) -> impl Stream<Item = Result<Frame, Infallible>> {
+    let state = (answer, writer, VecDeque::new(), false);
+    stream::unfold(
+        state,
+        |(mut answer, mut writer, mut ready, mut ended)| async move {
+            while ready.is_empty() && !ended {
+                match answer.next().await {
+                    Some(Ok(event)) => {
+                        let events = writer.push(event);
+                        ready.extend(events.iter().map(|e| sse::named_frame(e.name(), e)));
+                    }
+                    Some(Err(error)) => {
+                        let error = ApiError::from(error).into_stream().anthropic();
+                        ready.push_back(sse::named_frame("error", &error));
+                        ended = true;
+                    }
+                    None => ended = true,
+                }
+            }
+            let frame = ready.pop_front()?;
+            Some((Ok(frame), (answer, writer, ready, ended)))
+        },
+    )
+}
+
+/// Builds the message piece by piece, and says what each piece did to it.
+#[derive(Debug)]
+struct Writer {
+    message: MessagesResponse,
+    begun: bool,
+    short_ids: bool,
+    /// Whether the last block is still being written.
+    open: bool,
+    /// The last call's arguments so far.
+    arguments: String,
+}
+
+impl Writer {
+    fn new(model: String, short_ids: bool) -> Self {
+        Self {
+            message: MessagesResponse {
+                id: unique_id("msg_", 32),
+                kind: "message",
+                role: "assistant",
+                model,
+                content: Vec::new(),
+                stop_reason: None,
+                stop_sequence: None,
+                usage: MessagesUsage::default(),
+            },
+            begun: false,
+            short_ids,
+            open: false,
+            arguments: String::new(),
+        }
+    }
+
+    fn push(&mut self, event: ChatEvent) -> Vec<MessagesEvent> {
+        let mut events = Vec::new();
+        if !std::mem::replace(&mut self.begun, true) {
+            self.message.usage.input_tokens = event.input_tokens;
+            events.push(MessagesEvent::MessageStart {
+                message: Box::new(self.message.clone()),
+            });
+        }
+        for piece in event.pieces {
+            self.piece(piece, &mut events);
+        }
+        if let Some(finish) = event.finish {
+            self.end(&finish, &mut events);
+        }
+        events
+    }
+
+    fn piece(&mut self, piece: ChatPiece, events: &mut Vec<MessagesEvent>) {
+        let last = self.message.content.last().filter(|_| self.open);
+        let delta = match piece {
+            ChatPiece::Content(text) => {
+                if !matches!(last, Some(OutputBlock::Text { .. })) {
+                    let text = String::new();
+                    self.begin(OutputBlock::Text { text }, events);
+                }
+                BlockDelta::TextDelta { text }
+            }
+            ChatPiece::Reasoning(thinking) => {
+                if !matches!(last, Some(OutputBlock::Thinking { .. })) {
+                    let block = OutputBlock::Thinking {
+                        thinking: String::new(),
+                        signature: String::new(),
+                    };
+                    self.begin(block, events);
+                }
+                BlockDelta::ThinkingDelta { thinking }
+            }
+            ChatPiece::CallStart { name, .. } => {
+                let id = if self.short_ids {
+                    unique_id("", 9)
+                } else {
+                    unique_id("toolu_", 24)
+                };
+                let input = Value::Object(Default::default());
+                self.begin(OutputBlock::ToolUse { id, name, input }, events);
+                return;
+            }
+            ChatPiece::Arguments { text, .. } => BlockDelta::InputJsonDelta { partial_json: text },
+        };
+        match (self.message.content.last_mut(), &delta) {
+            (Some(OutputBlock::Text { text }), BlockDelta::TextDelta { text: more })
+            | (
+                Some(OutputBlock::Thinking { thinking: text, .. }),
+                BlockDelta::ThinkingDelta { thinking: more },
+            ) => text.push_str(more),
+            (_, BlockDelta::InputJsonDelta { partial_json }) => self.arguments += partial_json,
+            _ => {}
+        }
+        events.push(MessagesEvent::ContentBlockDelta {
+            index: self.message.content.len().saturating_sub(1),
+            delta,
+        });
+    }
+
+    fn begin(&mut self, block: OutputBlock, events: &mut Vec<MessagesEvent>) {
+        self.close(events);
+        events.push(MessagesEvent::ContentBlockStart {
+            index: self.message.content.len(),
+            content_block: block.clone(),
+        });
+        self.message.content.push(block);
+        self.open = true;
+    }
+
+    /// Ends the block that is being written, if there is one.
+    fn close(&mut self, events: &mut Vec<MessagesEvent>) {
+        if !std::mem::replace(&mut self.open, false) {
+            return;
+        }
+        let arguments = std::mem::take(&mut self.arguments);
+        if let Some(OutputBlock::ToolUse { input, .. }) = self.message.content.last_mut()
+            && let Ok(object @ Value::Object(_)) = serde_json::from_str(&arguments)
+        {
+            *input = object;
+        }
+        let index = self.message.content.len().saturating_sub(1);
+        events.push(MessagesEvent::ContentBlockStop { index });
+    }
+
+    fn end(&mut self, finish: &ChatFinish, events: &mut Vec<MessagesEvent>) {
+        if self.message.content.is_empty() {
+            let text = String::new();
+            self.begin(OutputBlock::Text { text }, events);
+        }
+        self.close(events);
+        let stopped = finish.finish.reason == FinishReason::StopSequence;
+        let stop_reason = match finish.reason {
+            ChatFinishReason::Length => "max_tokens",
+            ChatFinishReason::ToolCalls => "tool_use",
+            ChatFinishReason::Stop if stopped => "stop_sequence",
+            ChatFinishReason::Stop => "end_turn",
+        };
+        self.message.stop_reason = Some(stop_reason);
+        self.message
+            .stop_sequence
+            .clone_from(&finish.finish.stop_sequence);
+        self.message.usage = MessagesUsage {
+            input_tokens: finish.input_tokens,
+            output_tokens: finish.finish.generated_tokens,
+        };
+        events.push(MessagesEvent::MessageDelta {
+            delta: MessageEnd {
+                stop_reason: Some(stop_reason),
+                stop_sequence: self.message.stop_sequence.clone(),
+            },
+            usage: self.message.usage,
+        });
+        events.push(MessagesEvent::MessageStop);
+    }
+}

@@ -1,0 +1,428 @@
+//! Chat: a conversation becomes a prompt, and the answer's text becomes content, reasoning and calls.
+//!
+//! A model that must call a tool is held to its own family's notation by a grammar; one that may is left
+//! free, and what it writes is read in that notation. The engine and the wire know nothing of this.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use serde_json::{Value as Json, json};
+
+use super::Inner;
+use crate::generation::{
+    Conversation, Error, Event, EventStream, Finish, FinishReason, Grammar, Message, Started,
+    TokenEvent, TokenInfo, Tool, ToolChoice,
+};
+use crate::text::{
+    self, ChatTemplate, Forced, GrammarOptions, Piece, ReasoningFormat, ReasoningSplitter,
+    ToolFormat, ToolParser,
+};
+
+/// A conversation that has become a prompt, and how its answer is to be read.
+#[derive(Debug, Clone)]
+pub struct PreparedChat {
+    /// The text to continue.
+    pub prompt: String,
+    /// The shape the answer must have.
+    pub grammar: Option<Grammar>,
+    reading: Reading,
+}
+
+/// How an answer's text is taken apart.
+#[derive(Debug, Clone, Default)]
+struct Reading {
+    /// The notation of calls, and the tools that may be called.
+    tools: Option<(ToolFormat, Arc<[Tool]>)>,
+    /// The marks of reasoning, and whether the prompt has already opened it.
+    reasoning: Option<(ReasoningFormat, bool)>,
+}
+
+impl PreparedChat {
+    /// Reads an answer to this conversation.
+    pub fn read(&self, events: EventStream) -> ChatStream {
+        let Reading { tools, reasoning } = &self.reading;
+        ChatStream {
+            events,
+            parser: Parser {
+                reasoning: reasoning
+                    .map(|(format, inside)| (format, ReasoningSplitter::new(format, inside))),
+                tools: tools
+                    .as_ref()
+                    .map(|(format, tools)| ToolParser::new(*format, tools)),
+                calls: 0,
+                open: false,
+            },
+            input_tokens: 0,
+        }
+    }
+
+    /// Whether ids of calls must be nine letters or digits, as some families' templates demand.
+    pub fn wants_short_ids(&self) -> bool {
+        let format = self.reading.tools.as_ref().map(|(format, _)| *format);
+        format == Some(ToolFormat::Mistral)
+    }
+}
+
+/// Renders a conversation; `shape` is what the answer must look like, if the caller said so.
+///
+/// Errors: no template or one that refuses the messages (template), wrong tools (tool).
+pub(super) fn prepare(
+    inner: &Inner,
+    conversation: &Conversation,
+    shape: Option<Grammar>,
+) -> Result<PreparedChat, Error> {
+    let template = inner
+        .template
+        .as_ref()
+        .ok_or_else(|| Error::template("template not found"))?;
+    let offered = offered(conversation)?;
+    if offered.is_some() && shape.is_some() {
+        return Err(Error::tool("Grammar and tools are mutually exclusive"));
+    }
+    let prompt = render(template, conversation, offered.as_deref())?;
+    let source = template.source(offered.is_some());
+    let thinks = ReasoningFormat::detect(source);
+    let thinking = thinks.is_some_and(|format| format.prompt_opens(&prompt));
+    let mut reading = Reading {
+        tools: None,
+        reasoning: thinks
+            .filter(|_| conversation.separate_reasoning)
+            .map(|format| (format, thinking)),
+    };
+    let mut grammar = shape;
+    if let Some(tools) = offered {
+        let format = ToolFormat::detect(source.filter(|_| template.mentions_tools()));
+        let special = |text: &str| {
+            let id = inner.tokenizer.id_of(text)?;
+            inner.tokenizer.is_special(id).then_some(id.0)
+        };
+        let options = GrammarOptions {
+            parallel: conversation.parallel_tool_calls,
+            special: &special,
+            reasoning: thinks,
+            starts_reasoning: thinking,
+        };
+        grammar = match &conversation.tool_choice {
+            ToolChoice::Required => Some(format.grammar(&tools, Forced::Any, &options)),
+            ToolChoice::Named(name) => Some(format.grammar(&tools, Forced::Named(name), &options)),
+            ToolChoice::Auto if tools.iter().any(|tool| tool.strict) => {
+                Some(format.strict_grammar(&tools, &options))
+            }
+            ToolChoice::Auto | ToolChoice::None => None,
+        }
+        .map(Grammar::Lark);
+        reading.tools = Some((format, tools.into()));
+    }
+    Ok(PreparedChat {
+        prompt,
+        grammar,
+        reading,
+    })
+}
+
+/// The tools the model gets to see; none when there are none or none may be called.
+fn offered(conversation: &Conversation) -> Result<Option<Vec<Tool>>, Error> {
+    let tools = &conversation.tools;
+    if tools.is_empty() {
+        return Ok(None);
+    }
+    Ok(match &conversation.tool_choice {
+        ToolChoice::None => None,
+        ToolChoice::Auto | ToolChoice::Required => Some(tools.clone()),
+        ToolChoice::Named(name) => {
+            let named = tools.iter().find(|tool| tool.name == *name);
+            let named =
+                named.ok_or_else(|| Error::tool(format!("Tool with name {name} not found")))?;
+            Some(vec![named.clone()])
+        }
+    })
+}
+
+fn render(
+    template: &ChatTemplate,
+    conversation: &Conversation,
+    tools: Option<&[Tool]>,
+) -> Result<String, Error> {
+    let mut messages: Vec<Json> = conversation.messages.iter().map(message).collect();
+    let last = conversation.messages.last();
+    let continues = last.is_some_and(|last| last.role == "assistant" && last.tool_calls.is_empty());
+    let mut seen = None;
+    if let Some(tools) = tools {
+        let told = conversation.tool_prompt.as_deref();
+        if let Some(last) = messages.last_mut()
+            && let Some(content) = last["content"].as_str()
+            && last.get("tool_calls").is_none()
+        {
+            match (template.mentions_tools(), told) {
+                (true, None) => {}
+                (true, Some(told)) => {
+                    last["content"] = Json::from(format!("{content}\n---\n{told}"));
+                }
+                (false, told) => {
+                    last["content"] = Json::from(text::with_tools(content, tools, told));
+                }
+            }
+        }
+        if template.mentions_tools() {
+            seen = Some(tools.iter().map(tool).collect::<Vec<_>>());
+        }
+    }
+    template
+        .render(&text::Conversation {
+            messages: &messages,
+            tools: seen.as_deref(),
+            documents: conversation.documents.as_deref(),
+            add_generation_prompt: !continues,
+            continue_final_message: continues,
+            kwargs: Some(&conversation.template_kwargs),
+            now: chrono::Local::now().naive_local(),
+        })
+        .map_err(|e| Error::template(e.to_string()))
+}
+
+/// A message as templates know it.
+fn message(message: &Message) -> Json {
+    let Message {
+        role,
+        content,
+        name,
+        tool_calls,
+        tool_call_id,
+        reasoning,
+    } = message;
+    // Absent content is empty, not null: templates that print it would write the word None.
+    let mut shown = json!({"role": role, "content": content.as_deref().unwrap_or_default()});
+    let optional = [
+        ("name", name),
+        ("tool_call_id", tool_call_id),
+        ("reasoning_content", reasoning),
+    ];
+    for (key, value) in optional {
+        if let Some(value) = value {
+            shown[key] = Json::from(value.as_str());
+        }
+    }
+    if !tool_calls.is_empty() {
+        let call = |call: &crate::generation::ToolCall| {
+            json!({
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            })
+        };
+        shown["tool_calls"] = tool_calls.iter().map(call).collect();
+    }
+    shown
+}
+
+/// A tool as templates know it.
+fn tool(tool: &Tool) -> Json {
+    let mut function = json!({"name": tool.name});
+    if let Some(description) = &tool.description {
+        function["description"] = Json::from(description.as_str());
+    }
+    function["parameters"] = tool.parameters.clone();
+    json!({"type": "function", "function": function})
+}
+
+/// What one more token adds to a chat's answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatEvent {
+    /// Tokens of the prompt.
+    pub input_tokens: u32,
+    /// What it adds; often nothing, while it is not known what the text will be.
+    pub pieces: Vec<ChatPiece>,
+    /// The token.
+    pub token: TokenInfo,
+    /// The best tokens at this place.
+    pub top_tokens: Vec<TokenInfo>,
+    /// Present on the last one only.
+    pub finish: Option<ChatFinish>,
+}
+
+/// One piece of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatPiece {
+    /// Text for the reader.
+    Content(String),
+    /// What the model thinks before it answers.
+    Reasoning(String),
+    /// A call of a function begins.
+    CallStart {
+        /// The call's place.
+        index: usize,
+        /// The function.
+        name: String,
+    },
+    /// More of a call's arguments.
+    Arguments {
+        /// The call's place.
+        index: usize,
+        /// JSON text; all pieces of a call together are one object.
+        text: String,
+    },
+}
+
+/// The end of a chat's answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatFinish {
+    /// Why it ended.
+    pub reason: ChatFinishReason,
+    /// Tokens of the prompt.
+    pub input_tokens: u32,
+    /// Whether a call was cut off.
+    pub broken_call: bool,
+    /// The rest.
+    pub finish: Finish,
+}
+
+/// Why a chat's answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChatFinishReason {
+    /// The model or a stop string ended it.
+    Stop,
+    /// The allowed number of tokens was reached.
+    Length,
+    /// The model waits for what the functions return.
+    ToolCalls,
+}
+
+/// A chat's answer in the making. Dropping it cancels the work behind it.
+#[derive(Debug)]
+pub struct ChatStream {
+    events: EventStream,
+    parser: Parser,
+    input_tokens: u32,
+}
+
+impl Stream for ChatStream {
+    type Item = Result<ChatEvent, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let event = futures::ready!(Pin::new(&mut self.events).poll_next(cx));
+            let event = match event {
+                Some(Ok(Event::Started(Started { input_tokens, .. }))) => {
+                    self.input_tokens = input_tokens;
+                    continue;
+                }
+                Some(Ok(Event::Token(event))) => Ok(self.token(event)),
+                Some(Err(error)) => Err(error),
+                None => return Poll::Ready(None),
+            };
+            return Poll::Ready(Some(event));
+        }
+    }
+}
+
+impl ChatStream {
+    fn token(&mut self, event: TokenEvent) -> ChatEvent {
+        let TokenEvent {
+            token,
+            top_tokens,
+            finish,
+        } = event;
+        let mut pieces = Vec::new();
+        self.parser.push(&token, &mut pieces);
+        let finish = finish.map(|finish| {
+            self.parser.finish(&mut pieces);
+            self.end(finish)
+        });
+        ChatEvent {
+            input_tokens: self.input_tokens,
+            pieces,
+            token,
+            top_tokens,
+            finish,
+        }
+    }
+
+    fn end(&self, finish: Finish) -> ChatFinish {
+        let broken_call = self.parser.open;
+        let reason = match finish.reason {
+            FinishReason::Length => ChatFinishReason::Length,
+            _ if self.parser.calls > 0 && !broken_call => ChatFinishReason::ToolCalls,
+            FinishReason::EosToken | FinishReason::StopSequence => ChatFinishReason::Stop,
+        };
+        ChatFinish {
+            reason,
+            input_tokens: self.input_tokens,
+            broken_call,
+            finish,
+        }
+    }
+}
+
+/// Takes an answer's text apart.
+#[derive(Debug)]
+struct Parser {
+    reasoning: Option<(ReasoningFormat, ReasoningSplitter)>,
+    tools: Option<ToolParser>,
+    /// Calls begun.
+    calls: usize,
+    /// Whether the last of them has not ended.
+    open: bool,
+}
+
+impl Parser {
+    fn push(&mut self, token: &TokenInfo, pieces: &mut Vec<ChatPiece>) {
+        match &mut self.reasoning {
+            Some((format, splitter)) if !token.special || format.marks(&token.text) => {
+                let split = splitter.push(&token.text);
+                reasoning(split.reasoning, pieces);
+                self.content(&split.content, false, pieces);
+            }
+            Some((_, splitter)) if splitter.is_inside() => {}
+            Some(_) => self.content(&token.text, true, pieces),
+            None => self.content(&token.text, token.special, pieces),
+        }
+    }
+
+    fn finish(&mut self, pieces: &mut Vec<ChatPiece>) {
+        if let Some((_, splitter)) = &mut self.reasoning {
+            let split = splitter.finish();
+            reasoning(split.reasoning, pieces);
+            self.content(&split.content, false, pieces);
+        }
+        if let Some(tools) = &mut self.tools {
+            let last = tools.finish();
+            self.call_pieces(last, pieces);
+        }
+    }
+
+    fn content(&mut self, text: &str, special: bool, pieces: &mut Vec<ChatPiece>) {
+        match &mut self.tools {
+            Some(tools) => {
+                let new = tools.push(text, special);
+                self.call_pieces(new, pieces);
+            }
+            None if special || text.is_empty() => {}
+            None => pieces.push(ChatPiece::Content(text.to_owned())),
+        }
+    }
+
+    fn call_pieces(&mut self, new: Vec<Piece>, pieces: &mut Vec<ChatPiece>) {
+        for piece in new {
+            match piece {
+                Piece::Text(text) => pieces.push(ChatPiece::Content(text)),
+                Piece::CallStart { index, name } => {
+                    self.calls += 1;
+                    self.open = true;
+                    pieces.push(ChatPiece::CallStart { index, name });
+                }
+                Piece::Arguments { index, text } => {
+                    pieces.push(ChatPiece::Arguments { index, text });
+                }
+                Piece::CallEnd { .. } => self.open = false,
+            }
+        }
+    }
+}
+
+fn reasoning(text: String, pieces: &mut Vec<ChatPiece>) {
+    if !text.is_empty() {
+        pieces.push(ChatPiece::Reasoning(text));
+    }
+}
