@@ -258,6 +258,7 @@ mod tests {
             ),
             (false, "  plain", "", "  plain"),
             (false, "<think>never closed </thi", "never closed </thi", ""),
+            (true, "a </ </think>b", "a </", "b"),
             (true, "a</think>b</think>c", "a", "b</think>c"),
             (false, "<thin", "", "<thin"),
             (true, "", "", ""),

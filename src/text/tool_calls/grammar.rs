@@ -236,44 +236,50 @@ impl<'a> Writer<'a> {
             | ToolFormat::Granite
             | ToolFormat::QwenXml => None,
         };
+        self.free_text(bare);
         let mut leads = Vec::new();
         for (at, marker) in self.format.openers().iter().enumerate() {
             let is_function = *marker == XmlCall::OPENER;
             let behind = if is_function { "call" } else { "block" };
             let written = self.marker(marker);
             if self.is_special(marker) {
-                let text = if bare.is_some() { "FREE" } else { "TEXT" };
                 let close = match *marker {
                     "<|tool_call_start|>" => self.special_marker("<|tool_call_end|>"),
                     "<|python_start|>" => self.special_marker("<|python_end|>"),
                     _ => String::new(),
                 };
-                leads.push(format!("{text} {written} {behind} {close}"));
+                leads.push(format!("FREE {written} {behind} {close}"));
             } else if bare.is_none() {
-                self.line(&format!("lead{at}[lazy]"), &format!("TEXT {written}"));
+                self.line(&format!("lead{at}[lazy]"), &format!("FREE {written}"));
                 leads.push(format!("lead{at} {behind}"));
             }
         }
-        if let Some(first) = bare {
-            self.free_text(first);
+        if bare.is_some() {
             leads.push("PAUSE block".to_owned());
             leads.push("FREE".to_owned());
             return leads.join(" | ");
         }
         self.line("led", &leads.join(" | "));
         if self.options.parallel {
-            "led* TEXT".to_owned()
+            "led* FREE".to_owned()
         } else {
-            "led PAUSE | TEXT".to_owned()
+            "led PAUSE | FREE".to_owned()
         }
     }
 
-    /// Writes the terminal of text in which no call without a special token can begin.
-    fn free_text(&mut self, first: char) {
-        let mut free = format!("/[ \\n\\t\\r]*([^\\{first} \\n\\t\\r]{ANY})?/");
+    /// Writes the terminal of text in which no call begins unless a rule beside it says so: not with `first`,
+    /// and not with a marker written as text that no rule looks out for.
+    fn free_text(&mut self, first: Option<char>) {
+        let mut free = first.map_or_else(
+            || format!("/{ANY}/"),
+            |first| format!("/\\s*([^\\{first}\\s]{ANY})?/"),
+        );
         for marker in self.format.openers() {
-            if !self.is_special(marker) {
-                let pattern = marker.replace('|', "\\|");
+            if first.is_some() || self.is_special(marker) {
+                let pattern = marker
+                    .replace('|', "\\|")
+                    .replace('[', "\\[")
+                    .replace(']', "\\]");
                 let _ = write!(free, " & ~/{ANY}{pattern}{ANY}/");
             }
         }

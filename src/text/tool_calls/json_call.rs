@@ -124,6 +124,13 @@ impl JsonCall {
         }
     }
 
+    /// Ends the call if no value is being read.
+    pub(super) fn close_before_marker(&mut self, calls: &mut Calls) {
+        if self.phase == Phase::Next {
+            self.give_up(calls);
+        }
+    }
+
     fn next(&mut self, c: char, calls: &mut Calls) -> Step {
         match c {
             ',' => Step::Continue,

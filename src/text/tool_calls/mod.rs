@@ -63,7 +63,7 @@ pub enum Piece {
         /// The fragment; all of a complete call's fragments together are one JSON object.
         text: String,
     },
-    /// The call is complete. A call cut off by the end of the answer never gets here.
+    /// The call is complete. A call cut off by the end of the answer or by a marker never gets here.
     CallEnd {
         /// Number of the call.
         index: usize,

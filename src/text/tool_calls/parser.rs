@@ -256,20 +256,16 @@ impl ToolParser {
             if !self.is_marker(token) {
                 return;
             }
-            // A marker inside of a call: the call ends here, whatever it lacks.
-            let started = self.calls.is_open;
+            // A marker inside of a call: the call is over, complete or not.
+            let was_open = self.calls.is_open;
             if let Some(mut body) = self.body.take() {
-                body.finish(&mut self.calls);
+                body.close(&mut self.calls);
             }
-            if started {
-                if self.calls.is_open {
-                    self.calls.end();
-                }
-                self.leave_body(Zone::After);
-            } else {
+            self.calls.is_open = false;
+            if !was_open {
                 self.calls.text(&self.held);
-                self.leave_body(Zone::Text);
             }
+            self.leave_body(if was_open { Zone::After } else { Zone::Text });
         }
         if self.format.openers().contains(&token) {
             if self.candidate < self.held.len() {
@@ -440,6 +436,15 @@ impl Body {
         match self {
             Self::Named(call) => call.special(token),
             Self::Json(_) | Self::Python(_) | Self::Xml(_) => false,
+        }
+    }
+
+    /// Ends the call before a marker, unless it lacks a part of its arguments.
+    fn close(&mut self, calls: &mut Calls) {
+        match self {
+            Self::Json(call) => call.close_before_marker(calls),
+            Self::Xml(call) => call.close_before_marker(calls),
+            Self::Named(_) | Self::Python(_) => self.finish(calls),
         }
     }
 

@@ -78,6 +78,16 @@ impl XmlCall {
         }
     }
 
+    /// Ends the call if no parameter is being read.
+    pub(super) fn close_before_marker(&mut self, calls: &mut Calls) {
+        if self.phase == Phase::Between {
+            calls.arguments("}");
+            calls.end();
+        } else {
+            self.finish(calls);
+        }
+    }
+
     fn between(&mut self, c: char, calls: &mut Calls) -> Step {
         self.text.push(c);
         let tag = self.text.trim_start();
