@@ -31,26 +31,36 @@ struct Token {
     at: Range<usize>,
 }
 
+/// What stands between `{{` and `}}`, or between `{%` and `%}`.
+#[derive(Debug)]
+struct Tag {
+    is_block: bool,
+    tokens: Vec<Token>,
+}
+
 /// Brings a template into the form minijinja reads.
 pub(super) fn prepare(source: &str) -> String {
     let mut text = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut edits: Vec<(Range<usize>, &str)> = Vec::new();
-    for tokens in tags(&text) {
+    for Tag { is_block, tokens } in tags(&text) {
+        let word = |token: &Token| &text[token.at.clone()];
         match tokens.as_slice() {
-            [only] if text[only.at.clone()] == *"generation" => {
+            [only] if is_block && word(only) == "generation" => {
                 edits.push((only.at.clone(), "with"));
             }
-            [only] if text[only.at.clone()] == *"endgeneration" => {
+            [only] if is_block && word(only) == "endgeneration" => {
                 edits.push((only.at.clone(), "endwith"));
             }
             tokens => {
-                check_iterated(&text, tokens, &mut edits);
                 percent_to_filter(tokens, &mut edits);
                 slice_to_method(tokens, &mut edits);
+                if is_block {
+                    check_iterated(&text, tokens, &mut edits);
+                }
             }
         }
     }
-    // Stable, so that of two edits at one place the inner one, found later, still closes first: both read `)`.
+    // Stable: of two edits at one place, the end of what a loop goes over comes behind all that ends in it.
     edits.sort_by_key(|(at, _)| at.start);
     for (at, replacement) in edits.into_iter().rev() {
         text.replace_range(at, replacement);
@@ -61,7 +71,7 @@ pub(super) fn prepare(source: &str) -> String {
 /// Whether a template reads the variable `name`.
 pub(super) fn reads_variable(source: &str, name: &str) -> bool {
     let symbol = |token: Option<&Token>, c: char| token.is_some_and(|t| t.kind == Kind::Symbol(c));
-    tags(source).iter().any(|tokens| {
+    tags(source).iter().any(|Tag { tokens, .. }| {
         tokens.iter().enumerate().any(|(i, token)| {
             let before = i.checked_sub(1).and_then(|i| tokens.get(i));
             let assigned = symbol(tokens.get(i + 1), '=') && !symbol(tokens.get(i + 2), '=');
@@ -227,7 +237,7 @@ fn is_tuple(tokens: &[Token], start: usize, end: usize) -> bool {
 /// The tokens of every `{{ }}` and `{% %}`, without the signs of whitespace control.
 ///
 /// What cannot be read ends the list; minijinja then says what is wrong with it.
-fn tags(source: &str) -> Vec<Vec<Token>> {
+fn tags(source: &str) -> Vec<Tag> {
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(open) = source[at..].find('{').map(|offset| at + offset) {
@@ -238,12 +248,13 @@ fn tags(source: &str) -> Vec<Vec<Token>> {
                 None => break,
             }
         } else if rest.starts_with("{{") || rest.starts_with("{%") {
-            let end = if rest.starts_with("{{") { "}}" } else { "%}" };
+            let is_block = rest.starts_with("{%");
+            let end = if is_block { "%}" } else { "}}" };
             let Some((tokens, behind)) = tag(source, open + 2, end) else {
                 break;
             };
             at = behind;
-            let raw = end == "%}"
+            let raw = is_block
                 && matches!(tokens.as_slice(), [only] if source[only.at.clone()] == *"raw");
             if raw {
                 match source[at..].find("endraw") {
@@ -251,7 +262,7 @@ fn tags(source: &str) -> Vec<Vec<Token>> {
                     None => break,
                 }
             }
-            found.push(tokens);
+            found.push(Tag { is_block, tokens });
         } else {
             at = open + 1;
         }
