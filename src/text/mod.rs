@@ -5,8 +5,10 @@
 //! rest is known, and the emitted pieces pass a [`StopMatcher`], which finds a stop string wherever it lies,
 //! inside a token or across several. A tokenizer is read from a `tokenizer.json` or rebuilt from the
 //! vocabulary a GGUF file carries ([`GgufVocabulary`]); both give the same ids for the same text.
-//! Of an answer's text a [`ReasoningSplitter`] takes off what the model thought first, and a [`ToolParser`] tells
-//! the calls of tools from the rest.
+//!
+//! A conversation becomes a prompt through the model's [`ChatTemplate`]. Of an answer's text a
+//! [`ReasoningSplitter`] takes off what the model thought first, and a [`ToolParser`] tells the calls of tools
+//! from the rest.
 //!
 //! The floor is separate because the engine must not know text: a stop string is found out here and
 //! ends the sequence in there. It reads no file, starts no thread and awaits nothing: encoding is

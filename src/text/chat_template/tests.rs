@@ -1,3 +1,5 @@
+//! What templates must show of Python, the texts of their errors, and that nothing makes rendering panic.
+
 use proptest::prelude::*;
 use serde_json::json;
 
