@@ -51,6 +51,8 @@ export function checkWeather(value) {
 export async function refusedBusy(url, call) {
   for (let attempt = 0; attempt < 20; attempt++) {
     const leave = new AbortController();
+    // A caller that left a moment ago is noticed at the next step.
+    await new Promise((resolve) => setTimeout(resolve, 50));
     const running = await fetch(`${url}/generate_stream`, {
       method: "POST",
       headers: { "content-type": "application/json" },

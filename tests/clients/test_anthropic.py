@@ -127,7 +127,7 @@ def test_stream_helper(client):
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert text == whole.content[0].text
-    assert final.content == whole.content
+    assert final.content[0].text == text
     assert final.stop_reason == whole.stop_reason
     assert final.usage.output_tokens == whole.usage.output_tokens
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import urllib.request
+from contextlib import contextmanager
 from enum import Enum
 from typing import Literal
 
@@ -45,6 +46,17 @@ def strict(openai_server):
 @pytest.fixture(params=["tgi", "openai"])
 def either(request, server, openai_server):
     return connect({"tgi": server, "openai": openai_server}[request.param])
+
+
+@contextmanager
+def refused(error, text):
+    """Expects an error with the server's text, which is where the package leaves a TGI's: in `body`.
+
+    (TGI's clients need `error` to be a string; this package prints it only when it is an object.)
+    """
+    with pytest.raises(error) as refusal:
+        yield refusal
+    assert text in refusal.value.body
 
 
 def check_usage(usage):
@@ -658,9 +670,7 @@ CALLS = {
 
 @pytest.mark.parametrize("route", CALLS)
 def test_bad_parameter(client, strict, route):
-    with pytest.raises(
-        openai.UnprocessableEntityError, match="`temperature` must be strictly positive"
-    ):
+    with refused(openai.UnprocessableEntityError, "`temperature` must be strictly positive"):
         CALLS[route](client, temperature=-1)
     with pytest.raises(openai.BadRequestError, match="temperature") as refusal:
         CALLS[route](strict, temperature=-1)
@@ -679,7 +689,7 @@ def test_bad_parameter_in_a_stream(client, strict, route):
 
 def test_long_prompt(client, strict):
     long = [{"role": "user", "content": "word " * 3000}]
-    with pytest.raises(openai.UnprocessableEntityError, match="must be <="):
+    with refused(openai.UnprocessableEntityError, "must be <="):
         client.chat.completions.create(model="tgi", messages=long)
     with pytest.raises(openai.BadRequestError) as refusal:
         strict.chat.completions.create(model="tgi", messages=long)
@@ -688,7 +698,7 @@ def test_long_prompt(client, strict):
 
 def test_bad_tools(client, strict):
     unknown = {"type": "function", "function": {"name": "nobody"}}
-    with pytest.raises(openai.UnprocessableEntityError, match="Tool with name nobody not found"):
+    with refused(openai.UnprocessableEntityError, "Tool with name nobody not found"):
         client.chat.completions.create(
             model="tgi", messages=CHAT, tools=[WEATHER], tool_choice=unknown
         )
@@ -700,7 +710,7 @@ def test_bad_tools(client, strict):
 
 def test_bad_schema(client, strict):
     format = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nonsense"}}}
-    with pytest.raises(openai.UnprocessableEntityError, match="grammar is not valid"):
+    with refused(openai.UnprocessableEntityError, "grammar is not valid"):
         client.chat.completions.create(model="tgi", messages=CHAT, response_format=format)
     with pytest.raises(openai.BadRequestError):
         strict.chat.completions.create(model="tgi", messages=CHAT, response_format=format)
@@ -725,7 +735,7 @@ def test_overload(busy):
     refusal = busy.refused(
         lambda: client.chat.completions.create(messages=CHAT, **GREEDY), openai.RateLimitError
     )
-    assert "Model is overloaded" in str(refusal)
+    assert refusal.body == "Model is overloaded"
     assert int(refusal.response.headers["retry-after"]) >= 1
 
 
