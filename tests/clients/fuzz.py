@@ -109,8 +109,8 @@ def main():
     runs = [fuzz(sys.argv[1])]
     if len(sys.argv) == 3:
         runs.append(fuzz(sys.argv[2], "--include-path-regex=^/v1/"))
-    cases = sum(report["test_cases"]["generated"] for report, _ in runs)
-    routes = runs[0][0]["operations"]
+    cases = sum((report["test_cases"] or {}).get("generated", 0) for report, _ in runs)
+    routes = runs[0][0]["operations"] or {"tested": 0, "total": 0}
     print(f"fuzz: {cases} cases, {routes['tested']} of {routes['total']} routes, seed {SEED}")
     if not all(well for _, well in runs):
         sys.exit("fuzz: failed")
