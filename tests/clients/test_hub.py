@@ -626,7 +626,10 @@ def test_chat_key(locked_server, api_key):
 
 def test_async_text(server):
     async def talk():
-        client = AsyncInferenceClient(server, timeout=60)
+        async with AsyncInferenceClient(server, timeout=60) as client:
+            return await talk_with(client)
+
+    async def talk_with(client):
         whole = await client.text_generation(QUESTION, max_new_tokens=40, return_full_text=False)
         stream = await client.text_generation(QUESTION, stream=True, max_new_tokens=40)
         pieces = [piece async for piece in stream]
@@ -648,7 +651,10 @@ def test_async_text(server):
 
 def test_async_chat(server):
     async def talk():
-        client = AsyncInferenceClient(server, timeout=60)
+        async with AsyncInferenceClient(server, timeout=60) as client:
+            return await talk_with(client)
+
+    async def talk_with(client):
         answer = await client.chat_completion(CHAT, max_tokens=40, temperature=0)
         stream = await client.chat_completion(CHAT, max_tokens=40, temperature=0, stream=True)
         pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]

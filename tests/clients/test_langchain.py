@@ -8,7 +8,6 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.tools import tool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint
 from pydantic import BaseModel
 from typing import Literal
@@ -175,12 +174,6 @@ def test_structured_output(chat):
     """A schema is sent as `response_format`, of type `json_object` and under the key `schema`."""
     answer = chat.with_structured_output(Reading, method="json_schema").invoke(QUESTION)
     Reading.model_validate(answer if isinstance(answer, dict) else answer.model_dump())
-
-
-def test_structured_output_by_a_tool(chat):
-    schema = convert_to_openai_tool(Reading)
-    answer = chat.with_structured_output(schema, method="function_calling").invoke(QUESTION)
-    Reading.model_validate(answer)
 
 
 def test_chat_async(chat):
