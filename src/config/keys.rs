@@ -62,12 +62,11 @@ pub fn read_keys(path: &Path) -> Result<Vec<Key>, ConfigError> {
 pub fn parse_keys(text: &str, path: &Path) -> Result<Vec<Key>, ConfigError> {
     let raw = RawConfig::default().over(text, path)?;
     let mut faults = Vec::new();
-    let keys = resolve(raw.keys, &mut faults);
+    let keys = resolve(raw.keys, path, &mut faults);
     if faults.is_empty() {
         Ok(keys)
     } else {
-        let place = |fault| format!("{}: {fault}", path.display());
-        Err(ConfigError(faults.into_iter().map(place).collect()))
+        Err(ConfigError(faults))
     }
 }
 
@@ -111,8 +110,8 @@ pub(super) fn check_fields(file: &Table) -> Vec<String> {
     fields.collect()
 }
 
-/// The keys that these tables stand for; those with faults are left out.
-pub(super) fn resolve(raw: Vec<RawKey>, faults: &mut Vec<String>) -> Vec<Key> {
+/// The keys that these tables of a file stand for; those with faults are left out.
+pub(super) fn resolve(raw: Vec<RawKey>, file: &Path, faults: &mut Vec<String>) -> Vec<Key> {
     let mut names = HashSet::new();
     let mut hashes = HashSet::new();
     let mut keys = Vec::new();
@@ -121,6 +120,7 @@ pub(super) fn resolve(raw: Vec<RawKey>, faults: &mut Vec<String>) -> Vec<Key> {
             Some(name) if is_name(name) => format!("key `{name}`"),
             _ => format!("`[[keys]]` table {}", index + 1),
         };
+        let place = format!("{}: {place}", file.display());
         if raw
             .name
             .as_ref()

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -292,7 +292,11 @@ impl Settings {
                 .unwrap_or(compat.reasoning_format()),
             platform,
             api_key: api_key.and_then(|key| ApiKey::new(&key.0).map_err(|e| faults.add(e)).ok()),
-            keys: keys::resolve(keys, &mut faults.0),
+            keys: keys::resolve(
+                keys,
+                keys_file.as_deref().unwrap_or(Path::new("")),
+                &mut faults.0,
+            ),
             keys_file,
             guard_all: guard_all.unwrap_or(false),
             cors_allow_origin: origins(cors_allow_origin.unwrap_or_default(), &mut faults),

@@ -58,6 +58,64 @@ fn a_key_guards_what_costs_and_nothing_else() {
 }
 
 #[test]
+fn a_key_may_come_as_clients_of_anthropic_send_it() {
+    let server = Sconce::tiny("llama-tied").env("API_KEY", KEY).serve();
+    let dummy = "authorization: Bearer dummy\r\n";
+    for (extra, expected) in [
+        (format!("x-api-key: {KEY}\r\n"), 200),
+        (format!("{dummy}x-api-key: {KEY}\r\n"), 200),
+        (format!("x-api-key: Bearer {KEY}\r\n"), 401),
+        (format!("x-api-key: {KEY}x\r\n"), 401),
+    ] {
+        assert_eq!(status(&server, "/generate", &extra), expected, "{extra}");
+    }
+}
+
+#[test]
+fn a_refusal_speaks_the_language_of_its_route() {
+    let text = "The API key is missing or wrong; send it as `Authorization: Bearer <key>`";
+    let native = format!(r#"{{"error":"{text}","error_type":"unauthorized"}}"#);
+    let flat = format!(
+        r#"{{"error":"{text}","error_type":"unauthorized","message":"{text}","code":"invalid_api_key","param":null}}"#
+    );
+    let nested = format!(
+        r#"{{"error":{{"message":"{text}","type":"invalid_request_error","code":"invalid_api_key","param":null}}}}"#
+    );
+    for (compat, v1) in [("tgi", flat), ("openai", nested)] {
+        let server = Sconce::tiny("llama-tied")
+            .env("API_KEY", KEY)
+            .flag("--compat", compat)
+            .words(&["--guard-all"])
+            .serve();
+        for path in ["/info", "/metrics"] {
+            let reply = server.get(path);
+            assert_eq!(
+                (reply.status, &reply.body),
+                (401, &native),
+                "{compat} {path}"
+            );
+            assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+        }
+        let reply = server.get("/v1/models");
+        assert_eq!((reply.status, reply.body), (401, v1), "{compat}");
+        assert_eq!(
+            reply
+                .headers
+                .iter()
+                .filter(|(name, _)| name == "www-authenticate")
+                .count(),
+            1
+        );
+        for path in ["/", "/health", "/health/live", "/health/ready"] {
+            assert_eq!(server.get(path).status, 200, "{path} is open");
+        }
+        let ask = "GET /info HTTP/1.1\r\nhost: test\r\nconnection: close\r\n";
+        let shown = server.send(&format!("{ask}authorization: Bearer {KEY}\r\n\r\n"));
+        assert_eq!(shown.status, 200);
+    }
+}
+
+#[test]
 fn the_key_is_never_written() {
     let server = Sconce::tiny("llama-tied")
         .env("API_KEY", KEY)
@@ -145,6 +203,22 @@ fn preflights_are_answered_before_the_key_is_asked_for() {
         Some("*"),
         "a page can read its 401"
     );
+}
+
+#[test]
+fn pages_may_send_what_browsers_clients_send() {
+    let server = Sconce::tiny("llama-tied").env("API_KEY", KEY).serve();
+    let names = "anthropic-dangerous-direct-browser-access,anthropic-version,authorization,\
+                 content-type,x-api-key,x-stainless-lang,x-stainless-os";
+    for path in ["/generate", "/info", "/no/such/route"] {
+        let reply = server.send(&format!(
+            "OPTIONS {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\norigin: https://a.example\r\n\
+             access-control-request-method: POST\r\naccess-control-request-headers: {names}\r\n\r\n"
+        ));
+        assert_eq!(reply.status, 200, "{path}");
+        assert_eq!(reply.header("access-control-allow-headers"), Some(names));
+        assert_eq!(reply.header("access-control-allow-credentials"), None);
+    }
 }
 
 #[test]

@@ -35,6 +35,13 @@ impl Sconce {
         self
     }
 
+    /// Adds words as they are.
+    pub fn words(mut self, words: &[&str]) -> Self {
+        self.args
+            .extend(words.iter().map(|word| (*word).to_owned()));
+        self
+    }
+
     /// Adds a variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
@@ -180,10 +187,28 @@ impl Server {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Sends SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, name: &str) {
         let status = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([name, &self.child.id().to_string()])
             .status();
         assert!(status.expect("kill runs").success());
+    }
+
+    /// Memory that the process holds, in KiB.
+    pub fn resident_kib(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("a child of ours");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let value = line.and_then(|line| line.split_whitespace().next());
+        value.expect("a resident size").parse().expect("a number")
     }
 
     /// Waits for the end of the process.

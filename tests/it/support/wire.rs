@@ -100,7 +100,7 @@ pub fn send(address: SocketAddr, request: &str) -> TcpStream {
 
 /// Reads one whole answer.
 #[track_caller]
-pub fn receive(stream: TcpStream) -> Reply {
+pub fn receive(stream: impl Read) -> Reply {
     let mut reader = BufReader::new(stream);
     let (status, headers) = read_head(&mut reader);
     let mut body = String::new();
