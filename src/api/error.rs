@@ -326,3 +326,51 @@ pub(super) fn beyond_limit(refused: Refused) -> Response {
     }
     .into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    async fn written(path: &str, compat: Compat) -> (u16, Option<String>, String) {
+        let refused = Refused {
+            message: "Rate limit of key `a` exceeded".to_owned(),
+            retry_after_s: 7,
+        };
+        let response = beyond_limit(refused, path, compat);
+        let retry_after = response.headers().get("retry-after");
+        let retry_after = retry_after.map(|value| value.to_str().expect("ASCII").to_owned());
+        let status = response.status().as_u16();
+        let body = to_bytes(response.into_body(), 1 << 10)
+            .await
+            .expect("a body");
+        (
+            status,
+            retry_after,
+            String::from_utf8(body.to_vec()).expect("UTF-8"),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_limit_is_refused_in_the_language_of_its_route() {
+        let text = "Rate limit of key `a` exceeded";
+        let native = format!(r#"{{"error":"{text}","error_type":"overloaded"}}"#);
+        let flat = format!(
+            r#"{{"error":"{text}","error_type":"overloaded","message":"{text}","code":"rate_limit_exceeded","param":null}}"#
+        );
+        let nested = format!(
+            r#"{{"error":{{"message":"{text}","type":"requests","code":"rate_limit_exceeded","param":null}}}}"#
+        );
+        let chat = "/v1/chat/completions";
+        for (path, compat, body) in [
+            ("/generate", Compat::Tgi, &native),
+            ("/generate", Compat::OpenAi, &native),
+            (chat, Compat::Tgi, &flat),
+            (chat, Compat::OpenAi, &nested),
+        ] {
+            let expected = (429, Some("7".to_owned()), body.clone());
+            assert_eq!(written(path, compat).await, expected, "{path} {compat:?}");
+        }
+    }
+}

@@ -31,12 +31,12 @@ impl<S: AsyncWrite + Unpin> Impatient<S> {
         }
     }
 
-    fn watch<T>(
+    fn watch(
         &mut self,
         context: &mut Context<'_>,
-        act: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        let result = act(Pin::new(&mut self.stream), context);
+        write: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let result = write(Pin::new(&mut self.stream), context);
         if result.is_ready() {
             self.stalled = None;
             return result;
@@ -85,11 +85,43 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
         self.stream.is_write_vectored()
     }
 
+    /// A socket's flush never waits, and says nothing about its reader.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| stream.poll_flush(context))
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| stream.poll_shutdown(context))
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Instant;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_without_progress_fails() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let reader = TcpStream::connect(address).await.expect("it listens");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let patience = Duration::from_millis(200);
+        let mut stream = Impatient::new(stream, patience);
+        let bytes = [0; 1 << 16];
+        let began = Instant::now();
+        let error = loop {
+            let write = poll_fn(|context| Pin::new(&mut stream).poll_write(context, &bytes));
+            if let Err(error) = write.await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= patience);
+        drop(reader);
     }
 }

@@ -654,6 +654,22 @@ mod tests {
     }
 
     #[test]
+    fn the_wire_decides_where_reasoning_goes_unless_told() {
+        let format = |compat: &str, format: Option<&str>| {
+            let raw = RawConfig {
+                compat: Some(compat.to_owned()),
+                reasoning_format: format.map(str::to_owned),
+                ..RawConfig::default()
+            };
+            settings(raw).expect("sound names").reasoning_format
+        };
+        assert_eq!(format("tgi", None), ReasoningFormat::None);
+        assert_eq!(format("openai", None), ReasoningFormat::Separate);
+        assert_eq!(format("tgi", Some("separate")), ReasoningFormat::Separate);
+        assert_eq!(format("openai", Some("none")), ReasoningFormat::None);
+    }
+
+    #[test]
     fn contradicting_limits_are_refused() {
         let raw = RawConfig {
             max_total_tokens: Some(100),

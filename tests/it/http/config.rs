@@ -224,3 +224,37 @@ fn a_taken_port_is_said() {
         "{words}"
     );
 }
+
+#[test]
+fn platforms_may_name_port_and_model_through_their_variables() {
+    let vertex = Sconce::new()
+        .env("AIP_HTTP_PORT", "8081")
+        .env("PORT", "80")
+        .env("AIP_PREDICT_ROUTE", "/predict");
+    assert_eq!(checked(&vertex, "address"), "127.0.0.1:8081");
+    let wrong = Sconce::new().env("AIP_HEALTH_ROUTE", "/{x}");
+    assert!(refused(&wrong).contains("AIP_HEALTH_ROUTE"));
+    let model = crate::support::models::model_id("llama-tied");
+    let sagemaker = Sconce::new()
+        .env("HF_MODEL_ID", &model)
+        .env("SM_NUM_GPUS", "1");
+    assert_eq!(checked(&sagemaker, "model_id"), model);
+    assert_eq!(checked(&sagemaker, "address"), "127.0.0.1:8080");
+    let named = sagemaker
+        .env("HF_MODEL_ID", "/no/such/model")
+        .env("MODEL_ID", &model);
+    assert_eq!(checked(&named, "address"), "127.0.0.1:3000");
+}
+
+#[test]
+fn unknown_names_of_wires_are_refused() {
+    let words = refused(
+        &Sconce::new()
+            .flag("--compat", "both")
+            .env("REASONING_FORMAT", "loud"),
+    );
+    assert!(
+        words.contains("compat `both`") && words.contains("`loud`"),
+        "{words}"
+    );
+}
