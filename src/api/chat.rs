@@ -45,6 +45,7 @@ pub(super) async fn chat_completions(
         model,
         ids: CallIds::of(&api, &chat),
         logprobs: body.logprobs.unwrap_or(false),
+        may_call: chat.prepared.may_call(),
         usage: body
             .stream_options
             .as_ref()
@@ -228,6 +229,8 @@ struct Wants {
     ids: CallIds,
     logprobs: bool,
     usage: bool,
+    /// Whether text may turn out to be a call, so that silence says nothing yet.
+    may_call: bool,
 }
 
 /// One whole answer of a chat.
@@ -304,6 +307,7 @@ fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
         mut ids,
         logprobs,
         usage: _,
+        may_call: _,
     } = wants;
     let compat = api.config.compat;
     let mut usage = Usage::default();
@@ -519,9 +523,9 @@ impl ChunkWriter {
                 self.usage.completion_tokens + finish.finish.generated_tokens,
             );
         }
-        let called = !self.calls[index].is_empty();
-        let must_speak = finish_reason.is_some() || self.wants.logprobs;
-        if deltas.is_empty() && (must_speak || (self.compat == Compat::Tgi && !called)) {
+        let each_token = self.compat == Compat::Tgi && !self.wants.may_call;
+        let must_speak = finish_reason.is_some() || self.wants.logprobs || each_token;
+        if deltas.is_empty() && must_speak {
             deltas.push(self.silent_delta(index));
         } else if finish_reason == Some("tool_calls") {
             deltas.push(self.silent_delta(index));

@@ -288,7 +288,10 @@ pub(super) async fn speak(
     request: Request,
     next: Next,
 ) -> Response {
-    let mut response = next.run(request).await;
+    respoken(next.run(request).await, dialect)
+}
+
+fn respoken(mut response: Response, dialect: Dialect) -> Response {
     let Some(error) = response.extensions_mut().remove::<ApiError>() else {
         return response;
     };
@@ -333,12 +336,7 @@ mod tests {
 
     use super::*;
 
-    async fn written(path: &str, compat: Compat) -> (u16, Option<String>, String) {
-        let refused = Refused {
-            message: "Rate limit of key `a` exceeded".to_owned(),
-            retry_after_s: 7,
-        };
-        let response = beyond_limit(refused, path, compat);
+    async fn written(response: Response) -> (u16, Option<String>, String) {
         let retry_after = response.headers().get("retry-after");
         let retry_after = retry_after.map(|value| value.to_str().expect("ASCII").to_owned());
         let status = response.status().as_u16();
@@ -355,22 +353,31 @@ mod tests {
     #[tokio::test]
     async fn a_limit_is_refused_in_the_language_of_its_route() {
         let text = "Rate limit of key `a` exceeded";
+        let refused = || {
+            beyond_limit(Refused {
+                message: text.to_owned(),
+                retry_after_s: 7,
+            })
+        };
         let native = format!(r#"{{"error":"{text}","error_type":"overloaded"}}"#);
         let flat = format!(
             r#"{{"error":"{text}","error_type":"overloaded","message":"{text}","code":"rate_limit_exceeded","param":null}}"#
         );
         let nested = format!(
-            r#"{{"error":{{"message":"{text}","type":"requests","code":"rate_limit_exceeded","param":null}}}}"#
+            r#"{{"error":{{"message":"{text}","type":"rate_limit_error","code":"rate_limit_exceeded","param":null}}}}"#
         );
-        let chat = "/v1/chat/completions";
-        for (path, compat, body) in [
-            ("/generate", Compat::Tgi, &native),
-            ("/generate", Compat::OpenAi, &native),
-            (chat, Compat::Tgi, &flat),
-            (chat, Compat::OpenAi, &nested),
+        let anthropic = format!(
+            r#"{{"type":"error","error":{{"type":"rate_limit_error","message":"{text}"}}}}"#
+        );
+        let expected = |body| (429, Some("7".to_owned()), body);
+        assert_eq!(written(refused()).await, expected(native));
+        for (dialect, body) in [
+            (Dialect::OpenAi(Compat::Tgi), flat),
+            (Dialect::OpenAi(Compat::OpenAi), nested),
+            (Dialect::Anthropic, anthropic),
         ] {
-            let expected = (429, Some("7".to_owned()), body.clone());
-            assert_eq!(written(path, compat).await, expected, "{path} {compat:?}");
+            let response = respoken(refused(), dialect);
+            assert_eq!(written(response).await, expected(body), "{dialect:?}");
         }
     }
 }

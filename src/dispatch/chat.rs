@@ -58,6 +58,11 @@ impl PreparedChat {
         }
     }
 
+    /// Whether the answer may call a tool.
+    pub fn may_call(&self) -> bool {
+        self.reading.tools.is_some()
+    }
+
     /// Whether ids of calls must be nine letters or digits, as some families' templates demand.
     pub fn wants_short_ids(&self) -> bool {
         let format = self.reading.tools.as_ref().map(|(format, _)| *format);

@@ -218,7 +218,6 @@ fn request() -> Request {
         truncate: None,
         max_new_tokens: std::num::NonZeroU32::new(3),
         stop: Vec::new(),
-        stop_rule: sconce::generation::StopRule::Keep,
         sampling: Sampling::GREEDY,
         stop_rule: StopRule::Keep,
         grammar: None,
