@@ -1,4 +1,4 @@
-//! Tests of the floor as a whole, on four small tokenizers trained here: what each family does with
+//! Tests of the floor as a whole, on small tokenizers of four families, trained here or committed: what each family does with
 //! text it knows, text it does not know, and ids in any order.
 
 use std::sync::LazyLock;
@@ -206,12 +206,20 @@ fn wrap(library: &Library) -> Tokenizer {
 
 static SMOLLM: LazyLock<Library> = LazyLock::new(smollm);
 static BYTE_FALLBACK: LazyLock<Library> = LazyLock::new(byte_fallback);
-static FAMILIES: LazyLock<[Tokenizer; 4]> = LazyLock::new(|| {
+/// Four trained here, then the four of `tests/tokenizers`, in the same order of families.
+static FAMILIES: LazyLock<[Tokenizer; 8]> = LazyLock::new(|| {
+    let committed = |json: &str| {
+        Tokenizer::from_json(json.as_bytes(), SpecialTokens::default()).expect("a sound file")
+    };
     [
         wrap(&SMOLLM),
         wrap(&BYTE_FALLBACK),
         wrap(&unigram()),
         wrap(&wordpiece()),
+        committed(include_str!("../../tests/tokenizers/byte_level.json")),
+        committed(include_str!("../../tests/tokenizers/byte_fallback.json")),
+        committed(include_str!("../../tests/tokenizers/unigram.json")),
+        committed(include_str!("../../tests/tokenizers/wordpiece.json")),
     ]
 });
 
@@ -487,7 +495,7 @@ proptest! {
 
     #[test]
     fn only_special_tokens_are_left_out_of_the_generated_text(
-        family in 0_usize..4,
+        family in 0_usize..8,
         (prompt, ids) in (ids_below(400), ids_below(420)),
     ) {
         let tokenizer = &FAMILIES[family];
@@ -535,7 +543,7 @@ proptest! {
     }
 
     #[test]
-    fn text_comes_back_as_the_whole_decodes(family in 0_usize..4, text in any_text()) {
+    fn text_comes_back_as_the_whole_decodes(family in 0_usize..8, text in any_text()) {
         let tokenizer = &FAMILIES[family];
         let ids = tokenizer.encode(&text, false).unwrap().ids;
         let (pieces, _) = detokenize(tokenizer, &[], &ids);
@@ -543,7 +551,7 @@ proptest! {
     }
 
     #[test]
-    fn pieces_are_those_of_tgi(family in 0_usize..4, prompt in any_text(), text in any_text()) {
+    fn pieces_are_those_of_tgi(family in 0_usize..8, prompt in any_text(), text in any_text()) {
         prop_assume!(!text.contains('\u{FFFD}') && !prompt.is_empty());
         let tokenizer = &FAMILIES[family];
         let prompt = tokenizer.encode(&prompt, false).unwrap().ids;
@@ -554,7 +562,7 @@ proptest! {
     }
 
     #[test]
-    fn offsets_are_slices_of_the_text(family in 0_usize..4, text in any_text()) {
+    fn offsets_are_slices_of_the_text(family in 0_usize..8, text in any_text()) {
         let encoding = FAMILIES[family].encode(&text, true).unwrap();
         prop_assert_eq!(encoding.ids.len(), encoding.offsets.len());
         for (start, end) in encoding.offsets {
