@@ -15,21 +15,24 @@
 //!
 //! # One request's life
 //!
-//! 1. `api/tgi.rs` reads the body (`wire::tgi`) and takes a permit from the hall.
-//! 2. `api/from_tgi.rs` checks every parameter and builds a [`generation::Request`].
+//! 1. `api/tgi.rs`, `chat.rs`, `completions.rs`, `responses.rs` or `messages.rs` reads the body (`wire`) and takes a
+//!    permit from the hall. A conversation has become a prompt before (`dispatch/chat.rs`, `text/chat_template`).
+//! 2. `api/from_*.rs` translates and checks every parameter and builds a [`generation::Request`].
 //! 3. `dispatch/lifecycle.rs` turns text into tokens, off the async threads when it is long, checks
 //!    lengths, compiles the grammar (`guided/`) if there is one, and hands a job to the engine.
 //! 4. `engine/worker.rs`, one OS thread, runs steps: `scheduler.rs` chooses tokens to compute under a
 //!    budget, `batch.rs` lays them out, `model/decoder.rs` runs one forward pass for all of them,
 //!    `logits.rs` and `sampler.rs` choose a token for each sequence that is up to date.
-//! 5. `dispatch/lifecycle.rs` turns tokens into text, finds stop strings, and yields events.
+//! 5. `dispatch/lifecycle.rs` turns tokens into text, finds stop strings, and yields events; in a chat
+//!    `dispatch/chat.rs` tells content, reasoning and calls of tools apart (`text/tool_calls`, `text/reasoning.rs`).
 //! 6. `api` writes them as frames or collects them. Dropping the stream, for whatever reason, cancels the
 //!    job at the next step.
 //!
 //! # Where to change what
 //!
 //! a default → `config/resolve.rs` · a setting's name → `config/raw.rs` · a limit's check →
-//! `api/from_tgi.rs` or `dispatch/lifecycle.rs` · batch shape → `engine/scheduler.rs` · what a token may be
+//! `api/from_tgi.rs` or `dispatch/lifecycle.rs` · where TGI and OpenAI disagree → `docs/compat.md`, `api/compat.rs` ·
+//! a family's notation of calls → `text/tool_calls/` · batch shape → `engine/scheduler.rs` · what a token may be
 //! → `engine/logits.rs`, `guided/` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
 //! `kernel/cpu/` (twin in `kernel/reference.rs`) · a status code → `api/error.rs` · a metric →
 //! `telemetry/metrics.rs`.

@@ -100,10 +100,8 @@ pub(super) async fn start(
 
 /// Counts a refusal that no later floor has counted.
 pub(super) fn refused(api: &Api, error: Error) -> ApiError {
-    if matches!(
-        error.kind,
-        ErrorKind::Invalid | ErrorKind::Tool | ErrorKind::Template | ErrorKind::ModelNotFound
-    ) {
+    // Whoever is refused for want of room has been counted where the room is.
+    if !matches!(error.kind, ErrorKind::Overloaded { .. }) {
         api.dispatcher.count_refusal(&error);
     }
     error.into()

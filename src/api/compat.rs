@@ -2,21 +2,8 @@
 //!
 //! One setting decides all of them, so that a client meets one server and not a mixture. Under
 //! [`Compat::Tgi`], the default, clients written for TGI see what they are used to; under
-//! [`Compat::OpenAi`] those written for OpenAI do. It decides:
-//!
-//! | item | `tgi` | `openai` |
-//! |---|---|---|
-//! | an error before a stream's first token | 200 and an error event | its own status |
-//! | error bodies on `/v1` | flat: `error`, `error_type`, `message`, `code`, `param` | nested: `error.{message,type,code,param}` |
-//! | an unknown `model` | the default model answers | 404 `model_not_found` |
-//! | ids of answers | empty | `chatcmpl-…`, `cmpl-…` |
-//! | `role` in a stream's deltas | in every one | in the first |
-//! | `frequency_penalty` | relative, as TGI computes it | a subtraction for each occurrence |
-//! | `tgi_request_count` | as TGI counts | one for each call |
-//! | images in messages | become markdown in the text | refused |
-//! | a model's reasoning, unless `reasoning_format` is set | in the text | in `reasoning_content` |
-//!
-//! TGI's own routes (`/`, `/generate`, …) never look at it.
+//! [`Compat::OpenAi`] those written for OpenAI do. `docs/compat.md` has the table of what it decides. TGI's own
+//! routes (`/`, `/generate`, …) never look at it.
 
 use std::str::FromStr;
 

@@ -39,6 +39,8 @@ pub(super) struct ApiError {
     retry_after_s: Option<u64>,
     /// Whether automatic retries are pointless although the status suggests them.
     no_retry: bool,
+    /// Whether a shorter request might pass.
+    too_long: bool,
 }
 
 impl ApiError {
@@ -86,6 +88,7 @@ impl ApiError {
             text,
             retry_after_s: None,
             no_retry: false,
+            too_long: false,
         }
     }
 
@@ -171,6 +174,8 @@ impl ApiError {
     fn code(&self) -> &'static str {
         match (self.status.as_u16(), self.error_type) {
             (401, _) => "invalid_api_key",
+            // Frameworks look for this word to shorten a conversation and try again.
+            _ if self.too_long => "context_length_exceeded",
             (_, "model_not_found") => "model_not_found",
             (429, _) => "rate_limit_exceeded",
             (_, "timeout") => "timeout",
@@ -237,6 +242,10 @@ impl From<Error> for ApiError {
                 "validation",
                 format!("Input validation error: {message}"),
             ),
+            ErrorKind::TooLong => Self {
+                too_long: true,
+                ..Self::from(Error::invalid(message))
+            },
             ErrorKind::Template => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "template_error",

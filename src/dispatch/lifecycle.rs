@@ -486,7 +486,9 @@ fn seconds(duration: Duration) -> f64 {
 /// Counts a failure under its label.
 pub(super) fn count_error(metrics: &Metrics, error: &Error) {
     metrics.count_failure(match error.kind {
-        ErrorKind::Invalid | ErrorKind::Tool | ErrorKind::ModelNotFound => Failure::Validation,
+        ErrorKind::Invalid | ErrorKind::TooLong | ErrorKind::Tool | ErrorKind::ModelNotFound => {
+            Failure::Validation
+        }
         ErrorKind::Template => Failure::Template,
         ErrorKind::Overloaded { .. } => Failure::Overloaded,
         ErrorKind::Generation | ErrorKind::Unhealthy => Failure::Generation,

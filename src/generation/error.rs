@@ -10,6 +10,8 @@ use std::time::Duration;
 pub enum ErrorKind {
     /// The request itself is wrong; repeating it cannot help.
     Invalid,
+    /// Prompt and answer do not fit the context.
+    TooLong,
     /// The chat template refuses the messages.
     Template,
     /// The tools or the choice among them are wrong.
@@ -46,6 +48,14 @@ impl Error {
     pub fn invalid(message: impl Into<String>) -> Self {
         Self {
             kind: ErrorKind::Invalid,
+            message: message.into(),
+        }
+    }
+
+    /// Builds a refusal of what does not fit the context; `message` gives limit and length.
+    pub fn too_long(message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::TooLong,
             message: message.into(),
         }
     }
