@@ -308,6 +308,7 @@ fn token_frames(
                 index += 1;
                 let TokenEvent {
                     token: chosen,
+                    generated_bytes: _,
                     top_tokens,
                     finish,
                 } = event;

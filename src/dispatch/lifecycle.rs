@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tracing::Instrument;
 
 use super::admission::Permit;
+use super::transcript::{Piece, Transcript};
 use super::{Config, Inner};
 use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
 use crate::generation::{
@@ -19,7 +20,7 @@ use crate::generation::{
 };
 use crate::guided::{GrammarError, Guide};
 use crate::telemetry::{Failure, Metrics};
-use crate::text::{Detokenizer, Encoding, StopMatcher, StopOutcome};
+use crate::text::{Detokenizer, Encoding};
 
 /// Prompt tokens that give the first generated token its context when it becomes text.
 const DETOKENIZER_CONTEXT: usize = 5;
@@ -133,9 +134,7 @@ pub(super) async fn start(
         id,
         inner: Arc::clone(inner),
         output,
-        detokenizer,
-        stop: StopMatcher::new(&request.stop),
-        stop_cut: None,
+        transcript: Transcript::new(detokenizer, &request.stop, request.stop_rule),
         prompt_tokens,
         input_tokens,
         generated_tokens: 0,
@@ -202,10 +201,7 @@ struct Answer {
     id: RequestId,
     inner: Arc<Inner>,
     output: UnboundedReceiver<Output>,
-    detokenizer: Detokenizer,
-    stop: StopMatcher,
-    /// Bytes of generated text to keep once a stop string has appeared.
-    stop_cut: Option<usize>,
+    transcript: Transcript,
     prompt_tokens: Vec<TokenId>,
     input_tokens: u32,
     generated_tokens: u32,
@@ -279,23 +275,20 @@ impl Answer {
         } = sampled;
         self.generated_tokens += 1;
         let special = self.inner.tokenizer.is_special(id);
-        let before = self.detokenizer.generated_text().len();
-        let emission = self.detokenizer.push(id).map_err(decode_error)?;
-        let mut reason = ended.map(|ended| match ended {
-            Ended::Length => FinishReason::Length,
-            Ended::Eos => FinishReason::EosToken,
-        });
-        let stop = self.stop.push(emission.generated());
-        let mut text = emission.text;
-        match (reason, stop) {
-            (None, StopOutcome::Matched { keep_bytes, .. }) => {
-                text.truncate(keep_bytes);
-                self.stop_cut = Some(before + keep_bytes);
-                reason = Some(FinishReason::StopSequence);
-            }
-            (None, StopOutcome::None) => {}
-            (Some(_), _) => text.push_str(&self.detokenizer.finish()),
-        }
+        let piece = self.transcript.push(id, ended.is_some());
+        let Piece {
+            text,
+            generated_bytes,
+            stopped,
+        } = piece.map_err(decode_error)?;
+        let reason = if stopped {
+            Some(FinishReason::StopSequence)
+        } else {
+            ended.map(|ended| match ended {
+                Ended::Length => FinishReason::Length,
+                Ended::Eos => FinishReason::EosToken,
+            })
+        };
         let mut top_tokens = Vec::with_capacity(top.len());
         for (id, logprob) in top {
             let special = self.inner.tokenizer.is_special(id);
@@ -315,6 +308,7 @@ impl Answer {
         let finish = reason.map(|reason| self.finish(reason));
         Ok(TokenEvent {
             token,
+            generated_bytes,
             top_tokens,
             finish,
         })
@@ -330,10 +324,7 @@ impl Answer {
             inference: now.saturating_duration_since(self.started_at),
             total: now - self.accepted_at,
         };
-        let mut generated_text = self.detokenizer.generated_text().to_owned();
-        if let Some(cut) = self.stop_cut {
-            generated_text.truncate(cut);
-        }
+        let generated_text = self.transcript.generated_text().to_owned();
         if self.accounted {
             observe_success(&self.inner.metrics, &timings, self.generated_tokens);
         }

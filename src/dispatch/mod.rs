@@ -7,6 +7,7 @@
 mod admission;
 mod chat;
 mod lifecycle;
+mod transcript;
 
 pub use admission::Permit;
 pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream, PreparedChat};
