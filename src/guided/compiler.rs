@@ -19,14 +19,29 @@ use crate::text::Tokenizer;
 /// Compiled grammars kept by default, as many as TGI keeps.
 pub const CACHED_GRAMMARS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(31);
 
-/// Longest grammar, in bytes of its text.
-const MAX_GRAMMAR_BYTES: usize = 256 << 10;
+/// Longest schema, in bytes of its text.
+const MAX_GRAMMAR_BYTES: usize = 128 << 10;
+
+/// Longest Lark grammar: each rule may cost a level of recursion.
+const MAX_LARK_BYTES: usize = 32 << 10;
+
+/// Longest regular expression, and all patterns of a schema together: some take time as its square.
+const MAX_REGEX_BYTES: usize = 8 << 10;
+
+/// Most names given by patterns in a schema, each of which is compared with each other.
+const MAX_PATTERN_NAMES: usize = 50;
+
+/// Stack of the thread that compiles; llguidance recurses as deep as a grammar's rules refer to each other.
+const STACK_BYTES: usize = 128 << 20;
 
 /// Deepest nesting of brackets in a Lark grammar, whose parser recurses.
 const MAX_NESTING: usize = 100;
 
 /// Steps that are tried before a grammar is served.
 const TRIED_STEPS: usize = 4;
+
+/// Most properties of one object: compiling takes time as their square.
+const MAX_PROPERTIES: usize = 1_000;
 
 /// What one grammar may cost: to compile, at each step, and in memory (some 2 kB a lexer state).
 fn limits() -> ParserLimits {
@@ -88,7 +103,9 @@ impl Compiler {
     /// Cost: milliseconds for a usual schema, up to about a second at the limits; CPU only.
     pub fn compile(&self, grammar: &Grammar) -> Result<Guide, GrammarError> {
         let entry = self.entry(grammar);
-        let outcome = entry.outcome.get_or_init(|| self.matcher(grammar));
+        let outcome = entry
+            .outcome
+            .get_or_init(|| on_a_deep_stack(|| self.matcher(grammar)));
         guide(outcome, &entry)
     }
 
@@ -121,6 +138,20 @@ impl Compiler {
     }
 }
 
+/// Runs `work` on a thread whose stack no grammar within the limits exhausts.
+fn on_a_deep_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, GrammarError> + Send,
+) -> Result<T, GrammarError> {
+    let thread = std::thread::Builder::new()
+        .name("grammar".to_owned())
+        .stack_size(STACK_BYTES);
+    std::thread::scope(|scope| {
+        let running = thread.spawn_scoped(scope, work).map_err(|e| invalid(&e))?;
+        let outcome = running.join();
+        outcome.map_err(|_| GrammarError::Invalid("its compilation panicked".to_owned()))?
+    })
+}
+
 /// Takes a few steps through a grammar, so that one that outgrows the limits at once is refused, not started.
 fn try_out(mut matcher: Matcher) -> Result<(), impl std::fmt::Display> {
     for _ in 0..TRIED_STEPS {
@@ -150,13 +181,12 @@ fn parse(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
         | Grammar::Regex(text)
         | Grammar::Lark(text) => text,
     };
-    if text.len() > MAX_GRAMMAR_BYTES {
-        let problem = format!(
-            "it has {} bytes, of at most {MAX_GRAMMAR_BYTES}",
-            text.len()
-        );
-        return Err(GrammarError::Invalid(problem));
-    }
+    let most = match grammar {
+        Grammar::Lark(_) => MAX_LARK_BYTES,
+        Grammar::Regex(_) => MAX_REGEX_BYTES,
+        Grammar::JsonObject | Grammar::JsonSchema(_) | Grammar::TgiSchema(_) => MAX_GRAMMAR_BYTES,
+    };
+    check_length("the grammar", text.len(), most)?;
     match grammar {
         Grammar::JsonObject => schema(json!({"type": "object"})),
         Grammar::JsonSchema(text) => schema(from_text(text)?),
@@ -193,6 +223,68 @@ fn from_text(text: &str) -> Result<Json, GrammarError> {
     serde_json::from_str(text).map_err(|e| invalid(&e))
 }
 
+fn check_length(what: &str, bytes: usize, most: usize) -> Result<(), GrammarError> {
+    if bytes <= most {
+        return Ok(());
+    }
+    let problem = format!("{what} has {bytes} bytes, of at most {most}");
+    Err(GrammarError::Invalid(problem))
+}
+
+/// What makes a schema costly beyond its length.
+#[derive(Default)]
+struct Weight {
+    /// Bytes of all regular expressions.
+    pattern_bytes: usize,
+    /// How many of them are for names.
+    pattern_names: usize,
+    /// Properties of the widest object.
+    properties: usize,
+}
+
+impl Weight {
+    fn add(&mut self, schema: &Json) {
+        match schema {
+            Json::Array(items) => items.iter().for_each(|item| self.add(item)),
+            Json::Object(object) => object.iter().for_each(|(key, value)| {
+                match (key.as_str(), value) {
+                    ("pattern", Json::String(text)) => self.pattern_bytes += text.len(),
+                    ("patternProperties", Json::Object(names)) => {
+                        self.pattern_names += names.len();
+                        self.pattern_bytes += names.keys().map(String::len).sum::<usize>();
+                    }
+                    ("properties", Json::Object(names)) => {
+                        self.properties = self.properties.max(names.len());
+                    }
+                    _ => {}
+                }
+                self.add(value);
+            }),
+            _ => {}
+        }
+    }
+}
+
+fn check_weight(schema: &Json) -> Result<(), GrammarError> {
+    let mut weight = Weight::default();
+    weight.add(schema);
+    check_length(
+        "the text of all patterns",
+        weight.pattern_bytes,
+        MAX_REGEX_BYTES,
+    )?;
+    for (keyword, count, most) in [
+        ("patternProperties", weight.pattern_names, MAX_PATTERN_NAMES),
+        ("properties", weight.properties, MAX_PROPERTIES),
+    ] {
+        if count > most {
+            let problem = format!("{keyword} has {count} entries, of at most {most}");
+            return Err(GrammarError::Invalid(problem));
+        }
+    }
+    Ok(())
+}
+
 fn check_schema(schema: &Json) -> Result<(), GrammarError> {
     jsonschema::draft202012::meta::validate(schema).map_err(|e| invalid(&e))
 }
@@ -201,6 +293,7 @@ fn check_schema(schema: &Json) -> Result<(), GrammarError> {
 /// cannot lose itself in white space.
 fn schema(mut schema: Json) -> Result<TopLevelGrammar, GrammarError> {
     check_schema(&schema)?;
+    check_weight(&schema)?;
     if schema == Json::Bool(true) {
         schema = json!({});
     }

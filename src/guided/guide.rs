@@ -25,6 +25,14 @@ impl Mask {
         Self { bits, allowed }
     }
 
+    /// A mask of some tokens, for tests of what masks do to scores.
+    #[cfg(test)]
+    pub(crate) fn of(allowed: &[u32], size: usize) -> Self {
+        let mut bits = SimpleVob::alloc(size);
+        allowed.iter().for_each(|&id| bits.allow_token(id));
+        Self::new(bits)
+    }
+
     /// How many tokens are allowed; at least one.
     pub fn num_allowed(&self) -> usize {
         self.allowed
@@ -113,6 +121,9 @@ impl Guide {
     }
 }
 
+/// Longest error text; some of llguidance's quote the grammar.
+const MAX_ERROR_CHARS: usize = 300;
+
 /// An error in one line: llguidance's own state and drawings of the place are left out.
 pub(super) fn brief(error: &impl fmt::Display) -> String {
     let text = error.to_string();
@@ -121,8 +132,9 @@ pub(super) fn brief(error: &impl fmt::Display) -> String {
     if first.starts_with("oneOf constraints are not supported") {
         return "oneOf is supported only where its options exclude each other".to_owned();
     }
-    match lines.find_map(|line| line.strip_prefix("error: ")) {
+    let brief = match lines.find_map(|line| line.strip_prefix("error: ")) {
         Some(cause) => format!("{first} {cause}"),
         None => first.to_owned(),
-    }
+    };
+    brief.chars().take(MAX_ERROR_CHARS).collect()
 }
