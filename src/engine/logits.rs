@@ -459,6 +459,151 @@ mod tests {
     }
 
     #[test]
+    fn a_bias_is_added_first_and_unknown_tokens_are_ignored() {
+        let sampling = Sampling {
+            logit_bias: vec![
+                (TokenId(1), -100.0),
+                (TokenId(0), 100.0),
+                (TokenId(99), 5.0),
+            ],
+            repetition_penalty: 2.0,
+            ..Sampling::GREEDY
+        };
+        let seen = Seen {
+            prompt: &[TokenId(0), TokenId(1)],
+            generated: &[],
+        };
+        let mut processor = Processor::default();
+        let shaped = processor.apply(&ROW, &sampling, seen, None);
+        assert_eq!(
+            shaped,
+            Shaped::Whole(&[101.0 / 2.0, -97.0 * 2.0, 2.0, -1.0, 2.0])
+        );
+    }
+
+    #[test]
+    fn counts_and_presence_are_those_of_the_answer_alone() {
+        let sampling = Sampling {
+            frequency_penalty: 0.5,
+            frequency_rule: FrequencyRule::Count,
+            presence_penalty: 0.25,
+            ..Sampling::GREEDY
+        };
+        let seen = Seen {
+            prompt: &[TokenId(1), TokenId(1), TokenId(2)],
+            generated: &[TokenId(2), TokenId(4), TokenId(2)],
+        };
+        let mut processor = Processor::default();
+        let expected = [1.0, 3.0, 2.0 - 1.0 - 0.25, -1.0, 2.0 - 0.5 - 0.25];
+        let shaped = processor.apply(&ROW, &sampling, seen, None);
+        assert_eq!(shaped, Shaped::Whole(&expected));
+        // The share is TGI's: over prompt and answer, 3 of 6 and 1 of 6; presence as before.
+        let sampling = Sampling {
+            frequency_rule: FrequencyRule::Share,
+            ..sampling
+        };
+        let Shaped::Whole(row) = processor.apply(&ROW, &sampling, seen, None) else {
+            panic!("nothing was excluded");
+        };
+        let expected = [1.0, 3.0 - 1.0 / 6.0, 1.5, -1.0, 1.75 - 0.5 / 6.0];
+        assert!(
+            row.iter()
+                .zip(expected)
+                .all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-6),
+            "{row:?}"
+        );
+    }
+
+    #[test]
+    fn min_p_keeps_what_is_probable_enough_beside_the_best() {
+        // Relative to the best: 0.135, 1, 0.368, 0.018, 0.368.
+        let min_p = |p| Sampling {
+            min_p: Some(p),
+            ..Sampling::GREEDY
+        };
+        assert_eq!(kept(min_p(0.0)), [0, 1, 2, 3, 4]);
+        assert_eq!(kept(min_p(0.018)), [0, 1, 2, 3, 4]);
+        assert_eq!(kept(min_p(0.13)), [0, 1, 2, 4]);
+        assert_eq!(kept(min_p(0.14)), [1, 2, 4]);
+        assert_eq!(kept(min_p(0.37)), [1]);
+        assert_eq!(kept(min_p(1.0)), [1]);
+        // At temperature 2 the roots count: 0.368, 1, 0.607, 0.135, 0.607.
+        let flat = Sampling {
+            temperature: 2.0,
+            ..min_p(0.3)
+        };
+        assert_eq!(kept(flat), [0, 1, 2, 4]);
+        // After typical-p the best of those that stay counts.
+        let typical = Sampling {
+            typical_p: Some(0.3),
+            ..min_p(0.9)
+        };
+        assert_eq!(kept(typical), [2, 4]);
+    }
+
+    #[test]
+    fn a_mask_takes_tokens_out_before_anything_is_cut() {
+        let mask = Mask::of(&[0, 3], 5);
+        let mut processor = Processor::default();
+        let mut masked = |sampling: Sampling| -> Vec<u32> {
+            match processor.apply(&ROW, &sampling, Seen::default(), Some(&mask)) {
+                Shaped::Whole(row) => (0..5).filter(|&i| row[i as usize].is_finite()).collect(),
+                few @ Shaped::Few(_) => ids(few),
+            }
+        };
+        assert_eq!(masked(Sampling::GREEDY), [0, 3]);
+        for sampling in [
+            Sampling {
+                top_k: NonZeroU32::new(5),
+                ..Sampling::GREEDY
+            },
+            Sampling {
+                top_p: Some(0.999_999),
+                temperature: 3.0,
+                ..Sampling::GREEDY
+            },
+            Sampling {
+                typical_p: Some(0.999_999),
+                ..Sampling::GREEDY
+            },
+            Sampling {
+                min_p: Some(1e-9),
+                ..Sampling::GREEDY
+            },
+        ] {
+            assert_eq!(masked(sampling.clone()), [0, 3], "{sampling:?}");
+        }
+    }
+
+    #[test]
+    fn a_mask_shorter_than_the_row_allows_nothing_behind_its_end() {
+        let row = [0.0; 100];
+        let mut processor = Processor::default();
+        let mask = Mask::of(&[1, 2], 3);
+        let top_k = Sampling {
+            top_k: NonZeroU32::new(100),
+            ..Sampling::GREEDY
+        };
+        let shaped = processor.apply(&row, &top_k, Seen::default(), Some(&mask));
+        assert_eq!(ids(shaped), [1, 2]);
+    }
+
+    #[test]
+    fn a_forced_token_is_certain_whatever_its_score() {
+        let mut processor = Processor::default();
+        let sampling = Sampling {
+            logit_bias: vec![(TokenId(3), -100.0)],
+            seed: Some(1),
+            ..Sampling::GREEDY
+        };
+        let mask = Mask::of(&[3], 5);
+        let shaped = processor.apply(&ROW, &sampling, Seen::default(), Some(&mask));
+        let sampled = super::super::sampler::sample(shaped, Some(1), 0, 5).expect("finite");
+        assert_eq!((sampled.token, sampled.logprob), (TokenId(3), 0.0));
+        assert_eq!(sampled.top, [(TokenId(3), 0.0)]);
+    }
+
+    #[test]
     fn extreme_settings_leave_a_row_that_can_be_drawn_from() {
         let seen = Seen {
             prompt: &[TokenId(2), TokenId(3)],
