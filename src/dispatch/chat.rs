@@ -324,13 +324,14 @@ impl Stream for ChatStream {
 
 impl ChatStream {
     fn token(&mut self, event: TokenEvent) -> ChatEvent {
+        let mut pieces = Vec::new();
+        self.parser.push(&event, &mut pieces);
         let TokenEvent {
             token,
+            generated_bytes: _,
             top_tokens,
             finish,
         } = event;
-        let mut pieces = Vec::new();
-        self.parser.push(&token, &mut pieces);
         let finish = finish.map(|finish| {
             self.parser.finish(&mut pieces);
             self.end(finish)
@@ -372,16 +373,24 @@ struct Parser {
 }
 
 impl Parser {
-    fn push(&mut self, token: &TokenInfo, pieces: &mut Vec<ChatPiece>) {
+    /// Text that was held back may come with a special token; the two are read apart.
+    fn push(&mut self, event: &TokenEvent, pieces: &mut Vec<ChatPiece>) {
+        let (text, special) = event.token.text.split_at(event.generated_bytes);
+        self.text(text, false, pieces);
+        if !special.is_empty() {
+            self.text(special, true, pieces);
+        }
+    }
+
+    fn text(&mut self, text: &str, special: bool, pieces: &mut Vec<ChatPiece>) {
         match &mut self.reasoning {
-            Some((format, splitter)) if !token.special || format.marks(&token.text) => {
-                let split = splitter.push(&token.text);
+            Some((format, splitter)) if !special || format.marks(text) => {
+                let split = splitter.push(text);
                 reasoning(split.reasoning, pieces);
                 self.content(&split.content, false, pieces);
             }
             Some((_, splitter)) if splitter.is_inside() => {}
-            Some(_) => self.content(&token.text, true, pieces),
-            None => self.content(&token.text, token.special, pieces),
+            Some(_) | None => self.content(text, special, pieces),
         }
     }
 

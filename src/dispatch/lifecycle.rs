@@ -172,12 +172,12 @@ async fn prepare(
     // TGI checks the first 1,024 tokens asked for, not all of them; more than fits is cut, not refused.
     let checked = wanted.min(1024);
     if input + checked > max_total_tokens {
-        return Err(Error::invalid(format!(
+        return Err(Error::too_long(format!(
             "`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. Given: {input} `inputs` tokens and {checked} `max_new_tokens`"
         )));
     }
     if input > max_input_tokens {
-        return Err(Error::invalid(format!(
+        return Err(Error::too_long(format!(
             "`inputs` must have less than {max_input_tokens} tokens. Given: {input}"
         )));
     }
@@ -189,7 +189,7 @@ async fn prepare(
         return Err(Error::invalid("`inputs` cannot be empty"));
     }
     if left == 0 {
-        return Err(Error::invalid(format!(
+        return Err(Error::too_long(format!(
             "`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. Given: {input} `inputs` tokens and 1 `max_new_tokens`"
         )));
     }
@@ -281,7 +281,7 @@ impl Answer {
             generated_bytes,
             stopped,
         } = piece.map_err(decode_error)?;
-        let reason = if stopped {
+        let reason = if stopped.is_some() {
             Some(FinishReason::StopSequence)
         } else {
             ended.map(|ended| match ended {
@@ -305,7 +305,7 @@ impl Answer {
             logprob,
             special,
         };
-        let finish = reason.map(|reason| self.finish(reason));
+        let finish = reason.map(|reason| self.finish(reason, stopped));
         Ok(TokenEvent {
             token,
             generated_bytes,
@@ -314,7 +314,7 @@ impl Answer {
         })
     }
 
-    fn finish(&mut self, reason: FinishReason) -> Finish {
+    fn finish(&mut self, reason: FinishReason, stop_sequence: Option<String>) -> Finish {
         self.ended = true;
         self.output.close();
         let now = Instant::now();
@@ -340,7 +340,7 @@ impl Answer {
         );
         Finish {
             reason,
-            stop_sequence: None,
+            stop_sequence,
             generated_text,
             generated_tokens: self.generated_tokens,
             seed: self.seed,

@@ -13,8 +13,8 @@ pub(super) struct Piece {
     pub(super) text: String,
     /// Bytes at the start of `text` that belong to the generated text.
     pub(super) generated_bytes: usize,
-    /// Whether a stop string has ended the answer with it.
-    pub(super) stopped: bool,
+    /// The stop string that has ended the answer with it.
+    pub(super) stopped: Option<String>,
 }
 
 /// Collects an answer's text.
@@ -66,12 +66,19 @@ impl Transcript {
             }
             fresh += &rest;
         }
-        let mut stopped = false;
+        let mut stopped = None;
         let mut text = match (self.rule, outcome) {
             // TGI looks at length and EOS first, and at stop strings only if neither ends the answer.
-            (StopRule::Keep, StopOutcome::Matched { keep_bytes, .. }) if !last => {
-                stopped = true;
+            (
+                StopRule::Keep,
+                StopOutcome::Matched {
+                    keep_bytes,
+                    stop_bytes,
+                },
+            ) if !last => {
                 fresh.truncate(keep_bytes);
+                let whole = format!("{}{fresh}", self.generated);
+                stopped = Some(whole[whole.len() - stop_bytes..].to_owned());
                 fresh
             }
             (StopRule::Keep, _) => fresh,
@@ -82,10 +89,9 @@ impl Transcript {
                     stop_bytes,
                 },
             ) => {
-                stopped = true;
                 let mut text = std::mem::take(&mut self.held);
                 text += &fresh[..keep_bytes];
-                text.truncate(text.len() - stop_bytes);
+                stopped = Some(text.split_off(text.len() - stop_bytes));
                 text
             }
             (StopRule::Drop, StopOutcome::None) => {
@@ -97,7 +103,7 @@ impl Transcript {
                 text
             }
         };
-        if stopped {
+        if stopped.is_some() {
             special.clear();
         }
         self.generated += &text;
@@ -154,7 +160,8 @@ mod tests {
             let piece = transcript.push(TokenId(*id), i + 1 == ids.len()).unwrap();
             joined += &piece.text[..piece.generated_bytes];
             texts.push(piece.text);
-            if piece.stopped {
+            if let Some(stop) = piece.stopped {
+                assert!(stops.contains(&stop), "{stop:?}");
                 stopped = true;
                 break;
             }
