@@ -150,7 +150,7 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
             "/v2/models/{model}/versions/{version}/infer",
             post(platforms::kserve_infer),
         );
-    let native = match &api.config.aip_predict_route {
+    let native = match platform_path(&api.config.aip_predict_route) {
         Some(path) => native.route(path, post(platforms::vertex)),
         None => native,
     };
@@ -195,7 +195,7 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
             "/v2/models/{model}/versions/{version}/ready",
             get(platforms::kserve_health),
         );
-    let health = match &api.config.aip_health_route {
+    let health = match platform_path(&api.config.aip_health_route) {
         Some(path) => health.route(path, get(ops::health)),
         None => health,
     };
@@ -208,6 +208,36 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         .layer(body_limit)
         .layer(cors)
         .with_state(api)
+}
+
+/// Paths that are served in any case.
+const FIXED_PATHS: [&str; 21] = [
+    "/",
+    "/api-doc/openapi.json",
+    "/chat_tokenize",
+    "/docs",
+    "/generate",
+    "/generate_stream",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/info",
+    "/invocations",
+    "/metrics",
+    "/ping",
+    "/tokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/models",
+    "/v1/responses",
+    "/v2",
+    "/vertex",
+];
+
+/// A path that a platform chose; one that is served already stays what it is.
+fn platform_path(path: &Option<String>) -> Option<&str> {
+    path.as_deref().filter(|path| !FIXED_PATHS.contains(path))
 }
 
 /// Pages of the allowed origins may send any header: browsers' clients of OpenAI and Anthropic bring their
