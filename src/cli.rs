@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app;
 use crate::commands::key::KeyCommand;
+use crate::commands::print_schema;
 use crate::config::{Machine, RawConfig, ServeArgs, Settings};
 use crate::telemetry::init_log;
 
@@ -28,6 +29,8 @@ enum Command {
     /// Make, list and revoke the keys of callers
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Print the OpenAPI description of every route, and stop
+    PrintSchema,
 }
 
 #[derive(Debug, Args)]
@@ -52,6 +55,7 @@ impl Cli {
                 Ok(std::io::stdout().write_all(report.as_bytes())?)
             }
             Command::Key(command) => command.run(),
+            Command::PrintSchema => print_schema::run(),
         }
     }
 }

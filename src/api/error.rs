@@ -326,6 +326,11 @@ pub(super) fn unauthorized() -> Response {
     response
 }
 
+/// The answer to a path that leads nowhere.
+pub(super) fn unknown_path() -> Response {
+    StatusCode::NOT_FOUND.into_response()
+}
+
 /// The answer to a request beyond a limit of its key.
 pub(super) fn beyond_limit(refused: Refused) -> Response {
     let Refused {

@@ -10,6 +10,7 @@ mod calls;
 mod chat;
 mod compat;
 mod completions;
+mod docs;
 mod error;
 mod from_messages;
 mod from_openai;
@@ -18,6 +19,7 @@ mod from_tgi;
 mod keys;
 mod limits;
 mod messages;
+mod openapi;
 mod ops;
 mod platforms;
 mod responses;
@@ -36,6 +38,7 @@ use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 pub use compat::{Compat, ReasoningFormat};
 pub use keys::{ApiKey, Key, KeyHash, KeyLimits, KeyRing};
+pub use openapi::document;
 
 use self::error::Dialect;
 use crate::dispatch::Dispatcher;
@@ -171,6 +174,10 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         .route("/chat_tokenize", post(chat::chat_tokenize))
         .route("/info", get(ops::info))
         .route("/metrics", get(ops::metrics))
+        .route("/api-doc/openapi.json", get(docs::document))
+        .route("/docs", get(docs::redirect))
+        .route("/docs/", get(docs::page))
+        .route("/docs/{*file}", get(docs::file))
         .route("/v2", get(platforms::kserve_server))
         .route(
             "/v2/models/{model}/versions/{version}",

@@ -3,3 +3,4 @@
 //! One file for each; they may use every floor's public face and are used by `cli.rs` alone.
 
 pub mod key;
+pub mod print_schema;

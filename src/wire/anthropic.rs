@@ -16,16 +16,20 @@ pub struct MessagesRequest {
     /// What the model is told before everything else.
     pub system: Option<BlocksOrText>,
     /// Most tokens to generate; what the context holds without it.
+    #[schema(minimum = 1)]
     pub max_tokens: Option<u32>,
     /// Texts that end the answer.
     pub stop_sequences: Option<Vec<String>>,
     /// Whether to answer as events.
     pub stream: Option<bool>,
     /// Divides the scores; 0 takes the best token always.
+    #[schema(minimum = 0)]
     pub temperature: Option<f32>,
     /// Keeps the smallest set of tokens with this probability.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub top_p: Option<f32>,
     /// Keeps the so many best tokens.
+    #[schema(minimum = -1)]
     pub top_k: Option<i32>,
     /// Functions the model may call.
     pub tools: Option<Vec<MessagesTool>>,
@@ -163,8 +167,10 @@ pub struct MessagesResponse {
     /// What the model said.
     pub content: Vec<OutputBlock>,
     /// `end_turn`, `max_tokens`, `stop_sequence` or `tool_use`.
+    #[schema(required)]
     pub stop_reason: Option<&'static str>,
     /// The stop string that came.
+    #[schema(required)]
     pub stop_sequence: Option<String>,
     /// Tokens used.
     pub usage: MessagesUsage,
@@ -291,8 +297,10 @@ pub enum BlockDelta {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MessageEnd {
     /// As in [`MessagesResponse`].
+    #[schema(required)]
     pub stop_reason: Option<&'static str>,
     /// As in [`MessagesResponse`].
+    #[schema(required)]
     pub stop_sequence: Option<String>,
 }
 

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Array, Object, OneOf, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Body of `POST /v1/chat/completions`.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
@@ -19,8 +21,10 @@ pub struct ChatRequest {
     /// The conversation so far.
     pub messages: Vec<Message>,
     /// Lowers the scores of tokens by how often they have come.
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f32>,
     /// Lowers the scores of tokens that have come at all.
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f32>,
     /// Added to the scores of single tokens: an object from token id to a number from -100 to 100.
     pub logit_bias: Option<LogitBias>,
@@ -30,8 +34,10 @@ pub struct ChatRequest {
     pub top_logprobs: Option<u32>,
     /// Most tokens to generate; what the context holds without it.
     #[serde(alias = "max_completion_tokens")]
+    #[schema(minimum = 1)]
     pub max_tokens: Option<u32>,
     /// How many answers to give.
+    #[schema(minimum = 1)]
     pub n: Option<usize>,
     /// Texts that end the answer.
     pub stop: Option<Stop>,
@@ -40,14 +46,19 @@ pub struct ChatRequest {
     /// Seeds the sampling.
     pub seed: Option<Seed>,
     /// Divides the scores; 0 takes the best token always.
+    #[schema(minimum = 0)]
     pub temperature: Option<f32>,
     /// Keeps the smallest set of tokens with this probability.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub top_p: Option<f32>,
     /// Keeps the so many best tokens.
+    #[schema(minimum = -1)]
     pub top_k: Option<i32>,
     /// Keeps the tokens at least this many times as probable as the best one.
+    #[schema(minimum = 0, maximum = 1)]
     pub min_p: Option<f32>,
     /// Divides the scores of tokens seen before.
+    #[schema(exclusive_minimum = 0)]
     pub repetition_penalty: Option<f32>,
     /// Functions the model may call.
     pub tools: Option<Vec<Tool>>,
@@ -92,6 +103,7 @@ pub struct Message {
 /// What is said: a text, or parts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
+#[schema(as = MessageContent)]
 pub enum Content {
     /// One text.
     Text(String),
@@ -101,6 +113,7 @@ pub enum Content {
 
 /// One part of a message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = MessageChunk)]
 pub struct ContentPart {
     /// `text`; no other kind can be read by a text model.
     #[serde(rename = "type")]
@@ -247,7 +260,7 @@ pub enum LogitBias {
 }
 
 /// A seed; a negative one is read as its two's complement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Seed {
     /// Zero or more.
@@ -255,6 +268,21 @@ pub enum Seed {
     /// Below zero.
     Signed(i64),
 }
+
+impl PartialSchema for Seed {
+    fn schema() -> RefOr<Schema> {
+        Object::builder()
+            .schema_type(Type::Integer)
+            .minimum(Some(i64::MIN as isize))
+            .maximum(Some(u64::MAX as usize))
+            .description(Some(
+                "A seed; a negative one is read as its two's complement.",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for Seed {}
 
 impl Seed {
     /// The number that seeds.
@@ -287,12 +315,14 @@ pub struct ChatCompletion {
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = ChatCompletionComplete)]
 pub struct ChatChoice {
     /// Its place.
     pub index: usize,
     /// What the model said.
     pub message: OutputMessage,
     /// Log-probabilities, when asked for.
+    #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
     /// `stop`, `length` or `tool_calls`.
     pub finish_reason: &'static str,
@@ -317,6 +347,7 @@ pub struct OutputMessage {
 
 /// Log-probabilities of an answer or a chunk of it.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = ChatCompletionLogprobs)]
 pub struct ChatLogprobs {
     /// One entry for each token.
     pub content: Vec<ChatLogprob>,
@@ -324,6 +355,7 @@ pub struct ChatLogprobs {
 
 /// A token with its rivals.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = ChatCompletionLogprob)]
 pub struct ChatLogprob {
     /// Its text.
     pub token: String,
@@ -338,6 +370,7 @@ pub struct ChatLogprob {
 
 /// One of the best tokens at a place.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = ChatCompletionTopLogprob)]
 pub struct TopLogprob {
     /// Its text.
     pub token: String,
@@ -386,24 +419,29 @@ pub struct ChatCompletionChunk {
     /// One choice; none in the chunk that counts tokens.
     pub choices: Vec<ChunkChoice>,
     /// Tokens used, in the last chunk when asked for.
+    #[schema(required)]
     pub usage: Option<Usage>,
 }
 
 /// What a chunk adds to one answer.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = ChatCompletionChoice)]
 pub struct ChunkChoice {
     /// The answer's place.
     pub index: usize,
     /// What is new.
     pub delta: Delta,
     /// Log-probabilities, when asked for.
+    #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
     /// Set on the last chunk.
+    #[schema(required)]
     pub finish_reason: Option<&'static str>,
 }
 
 /// What is new in a chunk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = ChatCompletionDelta)]
 pub struct Delta {
     /// Always `assistant`; only in the first chunk under `compat = "openai"`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -436,8 +474,10 @@ pub struct DeltaToolCall {
 
 /// What is new in a called function.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = Function)]
 pub struct DeltaFunction {
     /// Its name, in the call's first chunk.
+    #[schema(required)]
     pub name: Option<String>,
     /// More text of its arguments.
     pub arguments: String,
@@ -451,22 +491,30 @@ pub struct CompletionRequest {
     /// Text to continue, or several.
     pub prompt: Prompt,
     /// Most tokens to generate; what the context holds without it.
+    #[schema(minimum = 1)]
     pub max_tokens: Option<u32>,
     /// Divides the scores; 0 takes the best token always.
+    #[schema(minimum = 0)]
     pub temperature: Option<f32>,
     /// Keeps the smallest set of tokens with this probability.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub top_p: Option<f32>,
     /// Keeps the so many best tokens.
+    #[schema(minimum = -1)]
     pub top_k: Option<i32>,
     /// Keeps the tokens at least this many times as probable as the best one.
+    #[schema(minimum = 0, maximum = 1)]
     pub min_p: Option<f32>,
     /// Seeds the sampling.
     pub seed: Option<Seed>,
     /// Lowers the scores of tokens by how often they have come.
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f32>,
     /// Lowers the scores of tokens that have come at all.
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f32>,
     /// Divides the scores of tokens seen before.
+    #[schema(exclusive_minimum = 0)]
     pub repetition_penalty: Option<f32>,
     /// Added to the scores of single tokens.
     pub logit_bias: Option<LogitBias>,
@@ -479,6 +527,7 @@ pub struct CompletionRequest {
     /// Text behind the answer; refused.
     pub suffix: Option<String>,
     /// How many answers to give to each prompt.
+    #[schema(minimum = 1)]
     pub n: Option<usize>,
     /// Puts the prompt before the answer.
     pub echo: Option<bool>,
@@ -489,10 +538,21 @@ pub struct CompletionRequest {
 }
 
 /// One prompt or several.
-#[derive(Debug, Clone, PartialEq, Eq, ToSchema)]
-#[schema(value_type = Json)]
-#[schema(description = "A text, or a list of texts that is not empty.")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt(pub Vec<String>);
+
+impl PartialSchema for Prompt {
+    fn schema() -> RefOr<Schema> {
+        let text = || Object::with_type(Type::String);
+        OneOf::builder()
+            .item(text())
+            .item(Array::builder().items(text()).min_items(Some(1)))
+            .description(Some("A text, or a list of texts that is not empty."))
+            .into()
+    }
+}
+
+impl ToSchema for Prompt {}
 
 impl<'de> Deserialize<'de> for Prompt {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -519,6 +579,7 @@ impl<'de> Deserialize<'de> for Prompt {
 
 /// Answer of `POST /v1/completions`.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = CompletionFinal)]
 pub struct Completion {
     /// Always `text_completion`.
     pub object: &'static str,
@@ -538,14 +599,17 @@ pub struct Completion {
 
 /// One answer, or what a chunk adds to it.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = CompletionComplete)]
 pub struct CompletionChoice {
     /// Its place.
     pub index: usize,
     /// The text.
     pub text: String,
     /// Log-probabilities, when asked for.
+    #[schema(required)]
     pub logprobs: Option<CompletionLogprobs>,
     /// `stop` or `length`; before the end empty under `compat = "tgi"`, else null.
+    #[schema(required)]
     pub finish_reason: Option<&'static str>,
 }
 
@@ -564,6 +628,7 @@ pub struct CompletionLogprobs {
 
 /// One chunk of a streamed completion.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = Chunk)]
 pub struct CompletionChunk {
     /// Always `text_completion`.
     pub object: &'static str,
@@ -592,8 +657,10 @@ pub struct V1Error {
     /// The failure in words, where OpenAI has it.
     pub message: String,
     /// Its kind, in OpenAI's words.
+    #[schema(required)]
     pub code: Option<String>,
     /// The field that is wrong, if it is one.
+    #[schema(required)]
     pub param: Option<String>,
 }
 
@@ -613,8 +680,10 @@ pub struct NestedErrorDetail {
     #[serde(rename = "type")]
     pub kind: String,
     /// Its kind.
+    #[schema(required)]
     pub code: Option<String>,
     /// The field that is wrong, if it is one.
+    #[schema(required)]
     pub param: Option<String>,
 }
 
@@ -636,5 +705,6 @@ pub struct StreamErrorDetail {
     #[serde(rename = "type")]
     pub kind: String,
     /// Its kind, in OpenAI's words.
+    #[schema(required)]
     pub code: Option<String>,
 }

@@ -3,7 +3,9 @@
 //! Source: TGI router 3.3.6; the open inference protocol.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AnyOf, Array, Object, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::openai::ChatRequest;
 use super::tgi::{GenerateParameters, GenerateRequest};
@@ -92,7 +94,7 @@ pub struct InferInput {
 }
 
 /// A text as bytes (TGI) or as a list of one string (the protocol).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum InferData {
     /// UTF-8.
@@ -100,6 +102,28 @@ pub enum InferData {
     /// One string.
     Texts(Vec<String>),
 }
+
+impl PartialSchema for InferData {
+    fn schema() -> RefOr<Schema> {
+        let byte = Object::builder()
+            .schema_type(Type::Integer)
+            .minimum(Some(u8::MIN))
+            .maximum(Some(u8::MAX));
+        let texts = Array::builder()
+            .items(Object::with_type(Type::String))
+            .min_items(Some(1))
+            .max_items(Some(1));
+        AnyOf::builder()
+            .item(Array::new(byte))
+            .item(texts)
+            .description(Some(
+                "A text as bytes (TGI) or as a list of one string (the protocol).",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for InferData {}
 
 /// The name of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]

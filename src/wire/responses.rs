@@ -18,10 +18,13 @@ pub struct ResponsesRequest {
     /// What the model is told before everything else.
     pub instructions: Option<String>,
     /// Most tokens to generate; what the context holds without it.
+    #[schema(minimum = 1)]
     pub max_output_tokens: Option<u32>,
     /// Divides the scores; 0 takes the best token always.
+    #[schema(minimum = 0)]
     pub temperature: Option<f32>,
     /// Keeps the smallest set of tokens with this probability.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub top_p: Option<f32>,
     /// Returns the so many best tokens at each place; refused above 0.
     pub top_logprobs: Option<u32>,
@@ -151,12 +154,16 @@ pub struct ResponsesResponse {
     /// `in_progress`, `completed`, `incomplete` or `failed`.
     pub status: &'static str,
     /// Always null: failures are error bodies or events.
+    #[schema(required)]
     pub error: Option<Json>,
     /// Why the answer is incomplete.
+    #[schema(required)]
     pub incomplete_details: Option<IncompleteDetails>,
     /// As asked.
+    #[schema(required)]
     pub instructions: Option<String>,
     /// As asked.
+    #[schema(required)]
     pub max_output_tokens: Option<u32>,
     /// The model.
     pub model: String,
@@ -165,6 +172,7 @@ pub struct ResponsesResponse {
     /// As asked.
     pub parallel_tool_calls: bool,
     /// Always null.
+    #[schema(required)]
     pub previous_response_id: Option<String>,
     /// Always false.
     pub store: bool,
@@ -181,6 +189,7 @@ pub struct ResponsesResponse {
     /// Always `disabled`.
     pub truncation: &'static str,
     /// Tokens used; null until the end.
+    #[schema(required)]
     pub usage: Option<ResponsesUsage>,
     /// As asked.
     pub metadata: Map<String, Json>,

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct GenerateRequest {
     /// Text to continue.
+    #[schema(min_length = 1)]
     pub inputs: String,
     /// Settings; left out means sampling, present (even empty) means greedy decoding by default.
     #[serde(default = "default_parameters")]
@@ -19,12 +20,14 @@ pub struct GenerateRequest {
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct CompatGenerateRequest {
     /// Text to continue.
+    #[schema(min_length = 1)]
     pub inputs: String,
     /// As in [`GenerateRequest`].
     #[serde(default = "default_parameters")]
     pub parameters: GenerateParameters,
     /// Whether to answer as events.
     #[serde(default)]
+    #[schema(default = false)]
     pub stream: bool,
 }
 
@@ -35,32 +38,44 @@ pub struct GenerateParameters {
     /// Generates so many answers and returns the most probable.
     pub best_of: Option<usize>,
     /// Divides the scores.
+    #[schema(exclusive_minimum = 0)]
     pub temperature: Option<f32>,
     /// Divides the scores of tokens seen before.
+    #[schema(exclusive_minimum = 0)]
     pub repetition_penalty: Option<f32>,
     /// Lowers the scores of tokens by their share of the text so far.
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f32>,
     /// Keeps the so many best tokens.
+    #[schema(exclusive_minimum = 0)]
     pub top_k: Option<i32>,
     /// Keeps the smallest set of tokens with this probability.
+    #[schema(exclusive_minimum = 0, exclusive_maximum = 1)]
     pub top_p: Option<f32>,
     /// Keeps the tokens of typical information with this probability.
+    #[schema(exclusive_minimum = 0, exclusive_maximum = 1)]
     pub typical_p: Option<f32>,
     /// Samples instead of taking the best token.
+    #[schema(default = false)]
     pub do_sample: bool,
     /// Most tokens to generate.
+    #[schema(minimum = 1)]
     pub max_new_tokens: Option<u32>,
     /// Puts the prompt before the generated text.
     pub return_full_text: Option<bool>,
     /// Texts that end the answer.
     pub stop: Vec<String>,
     /// Keeps the last so many tokens of the prompt.
+    #[schema(minimum = 1)]
     pub truncate: Option<usize>,
     /// Asks for a watermark.
+    #[schema(default = false)]
     pub watermark: bool,
     /// Returns details.
+    #[schema(default = false)]
     pub details: bool,
     /// Returns the prompt's tokens with their probabilities.
+    #[schema(default = false)]
     pub decoder_input_details: bool,
     /// Seeds the sampling.
     pub seed: Option<u64>,
@@ -82,6 +97,7 @@ pub(super) fn default_parameters() -> GenerateParameters {
 /// A constraint on the answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", content = "value")]
+#[schema(as = GrammarType)]
 pub enum Grammar {
     /// A JSON Schema, as an object or as text that holds one.
     #[serde(rename = "json", alias = "json_object")]
@@ -99,6 +115,7 @@ pub enum Grammar {
 
 /// A JSON Schema with its name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = JsonSchemaConfig)]
 pub struct NamedSchema {
     /// The name; has no effect.
     pub name: Option<String>,
@@ -127,6 +144,7 @@ pub struct PrefillToken {
     /// Its text.
     pub text: String,
     /// Log-probability; null for the first.
+    #[schema(required)]
     pub logprob: Option<f32>,
 }
 
@@ -160,6 +178,7 @@ pub struct Details {
     /// Tokens generated, EOS included.
     pub generated_tokens: u32,
     /// The seed; null when greedy.
+    #[schema(required)]
     pub seed: Option<u64>,
     /// The prompt's tokens.
     pub prefill: Vec<PrefillToken>,
@@ -183,6 +202,7 @@ pub struct BestOfSequence {
     /// Tokens generated.
     pub generated_tokens: u32,
     /// Its seed.
+    #[schema(required)]
     pub seed: Option<u64>,
     /// The prompt's tokens.
     pub prefill: Vec<PrefillToken>,
@@ -204,8 +224,10 @@ pub struct StreamResponse {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub top_tokens: Vec<Token>,
     /// All text, on the last event only.
+    #[schema(required)]
     pub generated_text: Option<String>,
     /// Details, on the last event only.
+    #[schema(required)]
     pub details: Option<StreamDetails>,
 }
 
@@ -217,6 +239,7 @@ pub struct StreamDetails {
     /// Tokens generated.
     pub generated_tokens: u32,
     /// The seed.
+    #[schema(required)]
     pub seed: Option<u64>,
     /// Tokens of the prompt.
     pub input_length: u32,
@@ -250,8 +273,10 @@ pub struct Info {
     /// Hub id or path.
     pub model_id: String,
     /// Revision.
+    #[schema(required)]
     pub model_sha: Option<String>,
     /// Task.
+    #[schema(required)]
     pub model_pipeline_tag: Option<String>,
     /// Permits.
     pub max_concurrent_requests: usize,
@@ -272,10 +297,13 @@ pub struct Info {
     /// Version of the server.
     pub version: String,
     /// Commit.
+    #[schema(required)]
     pub sha: Option<String>,
     /// Image.
+    #[schema(required)]
     pub docker_label: Option<String>,
     /// Element type of most weights.
+    #[schema(required)]
     pub model_dtype: Option<String>,
     /// Where the model runs.
     pub model_device_type: String,
