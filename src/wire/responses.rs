@@ -155,6 +155,7 @@ pub struct ResponsesResponse {
     pub status: &'static str,
     /// Always null: failures are error bodies or events.
     #[schema(required)]
+    #[schema(value_type = Option<Object>)]
     pub error: Option<Json>,
     /// Why the answer is incomplete.
     #[schema(required)]
