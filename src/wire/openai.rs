@@ -32,7 +32,7 @@ pub struct ChatRequest {
     pub logprobs: Option<bool>,
     /// Returns the so many best tokens at each place.
     pub top_logprobs: Option<u32>,
-    /// Most tokens to generate; what the context holds without it.
+    /// Most tokens to generate, under this name or `max_completion_tokens`; what the context holds without it.
     #[serde(alias = "max_completion_tokens")]
     #[schema(minimum = 1)]
     pub max_tokens: Option<u32>,
@@ -131,9 +131,11 @@ pub struct ContentPart {
 pub struct ToolCall {
     /// Names the call in the message that answers it.
     #[serde(default)]
+    #[schema(required)]
     pub id: String,
     /// Always `function`.
     #[serde(rename = "type", default = "function")]
+    #[schema(required)]
     pub kind: String,
     /// What is called.
     pub function: CalledFunction,
@@ -145,14 +147,17 @@ fn function() -> String {
 
 /// What is called, with what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = FunctionDefinition)]
 pub struct CalledFunction {
     /// Always null under `compat = "tgi"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub description: Option<Json>,
     /// The function.
     pub name: String,
     /// Its arguments: JSON text; an object is taken too.
     #[serde(default)]
+    #[schema(required)]
     pub arguments: Json,
 }
 
@@ -168,12 +173,13 @@ pub struct Tool {
 
 /// A function's description.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ToolDefinition)]
 pub struct FunctionDefinition {
     /// What it does.
     pub description: Option<String>,
     /// Its name.
     pub name: String,
-    /// JSON Schema of its arguments; nothing means any object.
+    /// JSON Schema of its arguments, under this name or `parameters`; nothing means any object.
     #[serde(default, alias = "parameters")]
     pub arguments: Json,
     /// Whether a call must match the schema even when the model chooses freely.
@@ -339,6 +345,7 @@ pub struct OutputMessage {
     pub content: Option<Option<String>>,
     /// What the model thought, when it is separated.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub reasoning_content: Option<String>,
     /// Calls the model made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -363,6 +370,7 @@ pub struct ChatLogprob {
     pub logprob: f32,
     /// Its bytes, under `compat = "openai"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub bytes: Option<Vec<u8>>,
     /// The best tokens at this place.
     pub top_logprobs: Vec<TopLogprob>,
@@ -378,6 +386,7 @@ pub struct TopLogprob {
     pub logprob: f32,
     /// Its bytes, under `compat = "openai"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub bytes: Option<Vec<u8>>,
 }
 
@@ -445,12 +454,15 @@ pub struct ChunkChoice {
 pub struct Delta {
     /// Always `assistant`; only in the first chunk under `compat = "openai"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub role: Option<&'static str>,
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub content: Option<String>,
     /// More reasoning.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub reasoning_content: Option<String>,
     /// More of tool calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -464,9 +476,11 @@ pub struct DeltaToolCall {
     pub index: usize,
     /// Its id; only in its first chunk under `compat = "openai"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub id: Option<String>,
     /// Always `function`.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub kind: Option<&'static str>,
     /// What is called.
     pub function: DeltaFunction,
@@ -644,6 +658,7 @@ pub struct CompletionChunk {
     pub system_fingerprint: String,
     /// Tokens used, in the last chunk of each prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub usage: Option<Usage>,
 }
 

@@ -167,6 +167,7 @@ pub struct GenerateResponse {
     pub generated_text: String,
     /// Details, when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub details: Option<Details>,
 }
 
@@ -186,6 +187,7 @@ pub struct Details {
     pub tokens: Vec<Token>,
     /// The answers that lost, with `best_of` above 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub best_of_sequences: Option<Vec<BestOfSequence>>,
     /// The best tokens at each place.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -95,6 +95,16 @@ const CRATES: &[(&str, &[&str], &str)] = &[
         "calendars are for templates and for keys that expire",
     ),
     (
+        "utoipa",
+        &["wire/", "api/"],
+        "bodies know their schemas, and the door describes its routes",
+    ),
+    (
+        "utoipa_swagger_ui",
+        &["api/docs.rs"],
+        "the page is served in one place",
+    ),
+    (
         "prometheus",
         &["telemetry/"],
         "every metric stands in one file",

@@ -6,6 +6,7 @@ mod architecture;
 mod faults;
 mod http;
 mod invariance;
+mod openapi;
 mod parity;
 mod support;
 mod templates;

@@ -5,6 +5,7 @@
 //! TGI's published document. Names of operations and schemas are TGI's where it has them. Routes that a
 //! hosting platform names by a variable are not described, nor is the page that shows this document.
 
+mod finish;
 mod operation;
 
 use serde_json::Value as Json;
@@ -56,9 +57,7 @@ const TOKENIZING: &[&str] = &["400", "401", "408", "413", "415", "422", "424", "
 /// The document.
 pub fn document() -> Json {
     let mut document = serde_json::to_value(described()).unwrap_or_default();
-    bound_integers(&mut document);
-    // Bodies that fit several of these are taken as the first that fits.
-    overlap(&mut document, "VertexInstance");
+    finish::finish(&mut document);
     document
 }
 
@@ -195,7 +194,7 @@ fn tgi_routes() -> Vec<Operation> {
                 Answer::new(generated)
                     .json::<Completion>()
                     .events::<CompletionChunk, StreamError>()
-                    .with(Headers::Full),
+                    .with(Headers::Sum),
             )
             .fails(Family::V1, NAMING)
             .keyed()
@@ -227,7 +226,7 @@ fn tgi_routes() -> Vec<Operation> {
                             .item(reference::<ErrorResponse>())
                             .item(reference::<StreamError>()),
                     )
-                    .with(Headers::Full),
+                    .with(Headers::Sum),
             )
             .fails(Family::Native, NAMING)
             .keyed()
@@ -368,50 +367,4 @@ fn platform_routes() -> Vec<Operation> {
         .keyed()
         .has_deadline(),
     ]
-}
-
-/// Says what the integers' Rust types hold: the format names a width, and a minimum of 0 or more no sign.
-fn bound_integers(schema: &mut Json) {
-    match schema {
-        Json::Array(items) => items.iter_mut().for_each(bound_integers),
-        Json::Object(fields) => {
-            let kind = fields.get("type");
-            let integer = kind.is_some_and(|kind| {
-                kind == "integer"
-                    || kind
-                        .as_array()
-                        .is_some_and(|kinds| kinds.iter().any(|kind| kind == "integer"))
-            });
-            if integer {
-                let minimum = fields.get("minimum").and_then(Json::as_i64);
-                let unsigned = minimum.is_some_and(|minimum| minimum >= 0);
-                let wide = fields.get("format").is_none_or(|format| format == "int64");
-                let (least, most): (i64, u64) = match (wide, unsigned) {
-                    (true, true) => (0, u64::MAX),
-                    (true, false) => (i64::MIN, i64::MAX.unsigned_abs()),
-                    (false, true) => (0, u32::MAX.into()),
-                    (false, false) => (i32::MIN.into(), i32::MAX.unsigned_abs().into()),
-                };
-                if !fields.contains_key("minimum") && !fields.contains_key("exclusiveMinimum") {
-                    fields.insert("minimum".to_owned(), least.into());
-                }
-                if !fields.contains_key("maximum") {
-                    fields.insert("maximum".to_owned(), most.into());
-                }
-            }
-            fields.values_mut().for_each(bound_integers);
-        }
-        _ => {}
-    }
-}
-
-/// Allows bodies that fit several of a schema's alternatives.
-fn overlap(document: &mut Json, name: &str) {
-    let schema = &mut document["components"]["schemas"][name];
-    if let Some(alternatives) = schema
-        .as_object_mut()
-        .and_then(|schema| schema.remove("oneOf"))
-    {
-        schema["anyOf"] = alternatives;
-    }
 }

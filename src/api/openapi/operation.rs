@@ -71,30 +71,34 @@ const HEADERS: &[(&str, Type, &str)] = &[
     ("www-authenticate", Type::String, "How to show a key"),
 ];
 
-/// Which headers an answer carries.
+/// Which headers an answer carries; a stream on the same route as a whole answer has fewer and one of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Headers {
-    /// Those of a whole answer; a stream on the same route has the first two and its own.
+    /// Those of a whole answer.
     Full,
+    /// Those of an answer that may stand for several: without the seconds it took.
+    Sum,
     /// Those of a stream.
     Stream,
 }
 
 impl Headers {
     fn names(self) -> &'static [&'static str] {
+        const FULL: &[&str] = &[
+            "x-compute-time",
+            "x-compute-type",
+            "x-compute-characters",
+            "x-total-time",
+            "x-validation-time",
+            "x-queue-time",
+            "x-inference-time",
+            "x-time-per-token",
+            "x-prompt-tokens",
+            "x-generated-tokens",
+        ];
         match self {
-            Self::Full => &[
-                "x-compute-type",
-                "x-compute-characters",
-                "x-compute-time",
-                "x-total-time",
-                "x-validation-time",
-                "x-queue-time",
-                "x-inference-time",
-                "x-time-per-token",
-                "x-prompt-tokens",
-                "x-generated-tokens",
-            ],
+            Self::Full => FULL,
+            Self::Sum => &FULL[1..],
             Self::Stream => &[
                 "x-compute-type",
                 "x-compute-characters",
