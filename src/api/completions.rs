@@ -187,7 +187,12 @@ fn add_logprobs(all: &mut CompletionLogprobs, event: &TokenEvent, offset: &mut u
     all.token_logprobs.push(token.logprob);
     all.top_logprobs.push(top_tokens.iter().map(top).collect());
     all.text_offset.push(*offset);
-    *offset += event.generated().chars().count();
+    *offset += shown(token).chars().count();
+}
+
+/// A token's share of the text: special tokens have none.
+fn shown(token: &TokenInfo) -> &str {
+    if token.special { "" } else { &token.text }
 }
 
 /// What is known of one answer while it streams.
@@ -289,7 +294,7 @@ impl StreamWriter {
             }
             Event::Token(event) => event,
         };
-        let mut text = event.generated().to_owned();
+        let mut text = event.text.clone();
         if !std::mem::replace(&mut progress.begun, true) {
             let echoed = self.writer.echoed(index);
             progress.offset = echoed.chars().count();

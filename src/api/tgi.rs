@@ -308,7 +308,7 @@ fn token_frames(
                 index += 1;
                 let TokenEvent {
                     token: chosen,
-                    generated_bytes: _,
+                    text: _,
                     top_tokens,
                     finish,
                 } = event;

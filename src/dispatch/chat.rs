@@ -324,14 +324,17 @@ impl Stream for ChatStream {
 
 impl ChatStream {
     fn token(&mut self, event: TokenEvent) -> ChatEvent {
-        let mut pieces = Vec::new();
-        self.parser.push(&event, &mut pieces);
         let TokenEvent {
             token,
-            generated_bytes: _,
+            text,
             top_tokens,
             finish,
         } = event;
+        let mut pieces = Vec::new();
+        self.parser.text(&text, &mut pieces);
+        if token.special {
+            self.parser.special(&token.text, &mut pieces);
+        }
         let finish = finish.map(|finish| {
             self.parser.finish(&mut pieces);
             self.end(finish)
@@ -373,24 +376,23 @@ struct Parser {
 }
 
 impl Parser {
-    /// Text that was held back may come with a special token; the two are read apart.
-    fn push(&mut self, event: &TokenEvent, pieces: &mut Vec<ChatPiece>) {
-        let (text, special) = event.token.text.split_at(event.generated_bytes);
-        self.text(text, false, pieces);
-        if !special.is_empty() {
-            self.text(special, true, pieces);
-        }
-    }
-
-    fn text(&mut self, text: &str, special: bool, pieces: &mut Vec<ChatPiece>) {
+    fn text(&mut self, text: &str, pieces: &mut Vec<ChatPiece>) {
         match &mut self.reasoning {
-            Some((format, splitter)) if !special || format.marks(text) => {
+            Some((_, splitter)) => {
                 let split = splitter.push(text);
                 reasoning(split.reasoning, pieces);
                 self.content(&split.content, false, pieces);
             }
+            None => self.content(text, false, pieces),
+        }
+    }
+
+    /// Special tokens are no text, but some mark reasoning or calls.
+    fn special(&mut self, token: &str, pieces: &mut Vec<ChatPiece>) {
+        match &mut self.reasoning {
+            Some((format, _)) if format.marks(token) => self.text(token, pieces),
             Some((_, splitter)) if splitter.is_inside() => {}
-            Some(_) | None => self.content(text, special, pieces),
+            _ => self.content(token, true, pieces),
         }
     }
 

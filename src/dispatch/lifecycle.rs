@@ -277,8 +277,8 @@ impl Answer {
         let special = self.inner.tokenizer.is_special(id);
         let piece = self.transcript.push(id, ended.is_some());
         let Piece {
+            token_text,
             text,
-            generated_bytes,
             stopped,
         } = piece.map_err(decode_error)?;
         let reason = if stopped.is_some() {
@@ -301,14 +301,14 @@ impl Answer {
         }
         let token = TokenInfo {
             id,
-            text,
+            text: token_text,
             logprob,
             special,
         };
         let finish = reason.map(|reason| self.finish(reason, stopped));
         Ok(TokenEvent {
             token,
-            generated_bytes,
+            text,
             top_tokens,
             finish,
         })

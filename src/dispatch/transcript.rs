@@ -9,17 +9,17 @@ use crate::text::{Detokenizer, StopMatcher, StopOutcome, TextError};
 /// What one token adds to an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// Its text; that of a special token is spelled out.
+    /// The token's own text; that of a special token is spelled out. It ends with a stop string that stays.
+    pub(super) token_text: String,
+    /// What is certain by now of the generated text: the token's, behind what earlier ones held back.
     pub(super) text: String,
-    /// Bytes at the start of `text` that belong to the generated text.
-    pub(super) generated_bytes: usize,
     /// The stop string that has ended the answer with it.
     pub(super) stopped: Option<String>,
 }
 
 /// Collects an answer's text.
 ///
-/// Invariants: the generated text is the concatenation of all pieces' first `generated_bytes`.
+/// Invariants: the generated text is the concatenation of all pieces' `text`.
 #[derive(Debug)]
 pub(super) struct Transcript {
     detokenizer: Detokenizer,
@@ -47,7 +47,7 @@ impl Transcript {
     pub(super) fn push(&mut self, id: TokenId, last: bool) -> Result<Piece, TextError> {
         let emission = self.detokenizer.push(id)?;
         let mut fresh = emission.text;
-        let mut special = fresh.split_off(emission.generated_bytes);
+        let special = fresh.split_off(emission.generated_bytes);
         let mut outcome = self.stop.push(&fresh);
         if last {
             let before = fresh.len();
@@ -67,7 +67,7 @@ impl Transcript {
             fresh += &rest;
         }
         let mut stopped = None;
-        let mut text = match (self.rule, outcome) {
+        let (token_text, text) = match (self.rule, outcome) {
             // TGI looks at length and EOS first, and at stop strings only if neither ends the answer.
             (
                 StopRule::Keep,
@@ -79,9 +79,9 @@ impl Transcript {
                 fresh.truncate(keep_bytes);
                 let whole = format!("{}{fresh}", self.generated);
                 stopped = Some(whole[whole.len() - stop_bytes..].to_owned());
-                fresh
+                (fresh.clone(), fresh)
             }
-            (StopRule::Keep, _) => fresh,
+            (StopRule::Keep, _) => (fresh.clone() + &special, fresh),
             (
                 StopRule::Drop,
                 StopOutcome::Matched {
@@ -92,7 +92,7 @@ impl Transcript {
                 let mut text = std::mem::take(&mut self.held);
                 text += &fresh[..keep_bytes];
                 stopped = Some(text.split_off(text.len() - stop_bytes));
-                text
+                (fresh + &special, text)
             }
             (StopRule::Drop, StopOutcome::None) => {
                 let mut text = std::mem::take(&mut self.held);
@@ -100,18 +100,13 @@ impl Transcript {
                 if !last {
                     self.held = text.split_off(text.len() - self.stop.held_back());
                 }
-                text
+                (fresh + &special, text)
             }
         };
-        if stopped.is_some() {
-            special.clear();
-        }
         self.generated += &text;
-        let generated_bytes = text.len();
-        text += &special;
         Ok(Piece {
+            token_text,
             text,
-            generated_bytes,
             stopped,
         })
     }
@@ -158,7 +153,7 @@ mod tests {
         let mut stopped = false;
         for (i, id) in ids.iter().enumerate() {
             let piece = transcript.push(TokenId(*id), i + 1 == ids.len()).unwrap();
-            joined += &piece.text[..piece.generated_bytes];
+            joined += &piece.text;
             texts.push(piece.text);
             if let Some(stop) = piece.stopped {
                 assert!(stops.contains(&stop), "{stop:?}");
@@ -192,12 +187,9 @@ mod tests {
             (texts.join("|").as_str(), text.as_str(), stopped),
             ("a|| a", "a a", false)
         );
-        // A special token ends the answer; its own text follows what was held back.
+        // A special token ends the answer; its own text is none of the generated one.
         let (texts, text, _) = pieces(&[1, 3, 0], &[" ab"], StopRule::Drop);
-        assert_eq!(
-            (texts.join("|").as_str(), text.as_str()),
-            ("a|| <|end|>", "a ")
-        );
+        assert_eq!((texts.join("|").as_str(), text.as_str()), ("a|| ", "a "));
     }
 
     #[test]

@@ -89,22 +89,15 @@ pub struct Started {
 /// One more token of the answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
-    /// The token chosen; its text holds what was held back before it, and lacks what is held back now.
+    /// The token chosen.
     pub token: TokenInfo,
-    /// Bytes at the start of the token's text that belong to the generated text: all, except that of a
-    /// special token only what was held back before it counts.
-    pub generated_bytes: usize,
+    /// Text of the answer that is certain by now: this token's, less what may begin a stop string that is to be
+    /// dropped, behind what earlier tokens held back. A special token has none of its own.
+    pub text: String,
     /// The most probable tokens at this place, best first, as many as were asked for (more on ties).
     pub top_tokens: Vec<TokenInfo>,
     /// Present on the last token only.
     pub finish: Option<Finish>,
-}
-
-impl TokenEvent {
-    /// What the event adds to the generated text.
-    pub fn generated(&self) -> &str {
-        &self.token.text[..self.generated_bytes]
-    }
 }
 
 /// One event of an answer, in the order they come.
