@@ -135,10 +135,15 @@ pub(super) fn parameters(written: Written) -> GenerateParameters {
     GenerateParameters {
         temperature: written.temperature.filter(|_| !greedy),
         do_sample: !greedy,
-        // A whole nucleus excludes nothing; OpenAI's clients send it by default.
-        top_p: written.top_p.filter(|&p| p != 1.0 && !greedy),
+        // A whole nucleus excludes nothing; OpenAI's clients send it by default. What is out of bounds is kept
+        // for the check.
+        top_p: written
+            .top_p
+            .filter(|&p| p != 1.0 && !(greedy && p > 0.0 && p < 1.0)),
         // vLLM's clients write "off" so.
-        top_k: written.top_k.filter(|&k| k != -1 && k != 0 && !greedy),
+        top_k: written
+            .top_k
+            .filter(|&k| k != -1 && k != 0 && !(greedy && k > 0)),
         max_new_tokens: written.max_tokens,
         stop: written.stop,
         seed: written.seed,
