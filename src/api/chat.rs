@@ -20,7 +20,8 @@ use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_openai, sse, tgi};
 use crate::dispatch::{
-    ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream, Permit, PreparedChat,
+    ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream, Dispatcher, Permit,
+    PreparedChat,
 };
 use crate::generation::{Conversation, Error, Request, TokenInfo};
 use crate::wire::openai::{
@@ -324,7 +325,7 @@ fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
                 content: answer
                     .tokens
                     .iter()
-                    .map(|(token, top)| logprob(token, top, compat))
+                    .map(|(token, top)| logprob(token, top, vocabulary(api)))
                     .collect(),
             }),
             message: output_message(answer, &mut ids, compat),
@@ -374,21 +375,27 @@ fn output_message(answer: Answer, ids: &mut CallIds, compat: Compat) -> OutputMe
     }
 }
 
-fn logprob(token: &TokenInfo, top: &[TokenInfo], compat: Compat) -> ChatLogprob {
-    let bytes = |text: &str| (compat == Compat::OpenAi).then(|| text.as_bytes().to_vec());
+/// A token with its rivals, and with their bytes where `vocabulary` is given to look them up.
+fn logprob(token: &TokenInfo, top: &[TokenInfo], vocabulary: Option<&Dispatcher>) -> ChatLogprob {
+    let bytes = |token: &TokenInfo| vocabulary.map(|hall| hall.token_bytes(token.id));
     ChatLogprob {
         token: token.text.clone(),
         logprob: token.logprob,
-        bytes: bytes(&token.text),
+        bytes: bytes(token),
         top_logprobs: top
             .iter()
             .map(|token| TopLogprob {
                 token: token.text.clone(),
                 logprob: token.logprob,
-                bytes: bytes(&token.text),
+                bytes: bytes(token),
             })
             .collect(),
     }
+}
+
+/// Where the bytes of tokens are looked up; TGI's log-probabilities have none.
+fn vocabulary(api: &Api) -> Option<&Dispatcher> {
+    (api.config.compat == Compat::OpenAi).then_some(&api.dispatcher)
 }
 
 /// Answers as frames. The first one, or an error, is awaited before anything is sent, but not for long.
@@ -461,6 +468,7 @@ fn chunk_frames(
 #[derive(Debug)]
 struct ChunkWriter {
     compat: Compat,
+    vocabulary: Option<Dispatcher>,
     id: String,
     fingerprint: String,
     wants: Wants,
@@ -475,6 +483,7 @@ impl ChunkWriter {
     fn new(api: &Api, wants: Wants) -> Self {
         Self {
             compat: api.config.compat,
+            vocabulary: vocabulary(api).cloned(),
             id: api.answer_id("chatcmpl-"),
             fingerprint: api.fingerprint(),
             wants,
@@ -539,7 +548,7 @@ impl ChunkWriter {
                 index,
                 delta,
                 logprobs: (self.wants.logprobs && place == 0).then(|| ChatLogprobs {
-                    content: vec![logprob(&token, &top_tokens, self.compat)],
+                    content: vec![logprob(&token, &top_tokens, self.vocabulary.as_ref())],
                 }),
                 finish_reason: finish_reason.filter(|_| place == last),
             };

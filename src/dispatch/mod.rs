@@ -111,6 +111,11 @@ impl Dispatcher {
         self.inner.tokenizer.vocab_size()
     }
 
+    /// The bytes a token stands for, which may be a part of a character; none outside the vocabulary.
+    pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
+        self.inner.tokenizer.token_bytes(id).unwrap_or_default()
+    }
+
     /// The bounds in force.
     pub fn config(&self) -> &Config {
         &self.inner.config
