@@ -213,7 +213,10 @@ impl ToolParser {
         if let Some(mut body) = self.body.take() {
             body.finish(&mut self.calls);
         }
-        if self.zone != Zone::After || self.candidate < self.held.len() {
+        let rest = self.held.get(self.candidate..).unwrap_or_default();
+        let closers = self.format.closers();
+        let closes = self.in_block && closers.iter().any(|closer| closer.starts_with(rest));
+        if self.zone != Zone::After || !(rest.is_empty() || closes) {
             self.calls.text(&self.held);
         }
         self.held.clear();
