@@ -2,6 +2,8 @@
 
 mod auth;
 mod bodies;
+mod chat;
+mod completions;
 mod concurrency;
 mod config;
 mod connections;
@@ -9,8 +11,12 @@ mod errors;
 mod grammar;
 mod keys;
 mod lifecycle;
+mod messages;
 mod metrics;
 mod models;
+mod platforms;
+mod responses;
 mod sampling;
 mod text;
 mod tls;
+mod tools;

@@ -1,5 +1,6 @@
 //! What several tests need: engines in this process, and servers in their own with bytes to talk to them.
 
+pub mod chat;
 pub mod engine;
 pub mod golden;
 pub mod models;

@@ -46,6 +46,37 @@ impl Reply {
         let frames = self.body.trim_end_matches("\n\n").split("\n\n");
         frames.map(parse_frame).collect()
     }
+
+    /// The frames of a stream of OpenAI's routes, whose last one says that it is done.
+    #[track_caller]
+    pub fn chunks(&self) -> Vec<Json> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let body = self.body.strip_suffix("data: [DONE]\n\n");
+        let body = body.unwrap_or_else(|| panic!("no [DONE] at the end: {self:?}"));
+        body.split_terminator("\n\n").map(parse_frame).collect()
+    }
+
+    /// The frames of a stream whose events have names, each with its name; a last `[DONE]` is left out.
+    #[track_caller]
+    pub fn named_events(&self) -> Vec<(String, Json)> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let body = self.body.strip_suffix("data: [DONE]\n\n");
+        let frames = body.unwrap_or(&self.body).split_terminator("\n\n");
+        let named = frames.map(|frame| {
+            let (name, data) = frame.split_once('\n').expect("two lines");
+            let name = name.strip_prefix("event: ").expect("a named frame");
+            (name.to_owned(), parse_frame(data))
+        });
+        named.collect()
+    }
+
+    /// Names of the headers that meter an answer, sorted.
+    pub fn metering(&self) -> Vec<&str> {
+        let names = self.headers.iter().map(|(name, _)| name.as_str());
+        let mut names: Vec<&str> = names.filter(|name| name.starts_with("x-")).collect();
+        names.sort_unstable();
+        names
+    }
 }
 
 /// An answer whose body is still coming.
