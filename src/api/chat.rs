@@ -69,18 +69,17 @@ pub(super) async fn chat_completions(
         .map_err(refused)?;
     let streams = chat.start(&api, requests, permit).await?;
     let answers = try_join_all(streams.into_iter().map(Answer::from)).await?;
-    let metering = answers
-        .iter()
-        .map(|answer| {
-            let ChatFinish {
-                input_tokens,
-                finish,
-                ..
-            } = &answer.finish;
-            Metering::of(characters, *input_tokens, finish)
-        })
-        .reduce(Metering::plus)
-        .unwrap_or_default();
+    let metering = answers.iter().enumerate().map(|(place, answer)| {
+        let ChatFinish {
+            input_tokens,
+            finish,
+            ..
+        } = &answer.finish;
+        // All answers share one prompt.
+        let once = u32::from(place == 0);
+        Metering::of(characters * once as usize, input_tokens * once, finish)
+    });
+    let metering = metering.reduce(Metering::plus).unwrap_or_default();
     let headers = metering.headers(&api, true);
     Ok((headers, Json(completion(&api, answers, wants))).into_response())
 }

@@ -81,9 +81,12 @@ pub(super) async fn completions(
     let streams = calls::start(&api, requests, permit).await?;
     let answers = try_join_all(streams.into_iter().map(Collected::from)).await?;
     let metering = answers.iter().enumerate().map(|(place, answer)| {
+        // The answers to a prompt share it.
+        let once = u32::from(place.is_multiple_of(ask.choices));
+        let input_tokens = answer.started.input_tokens * once;
         Metering::of(
-            characters(place),
-            answer.started.input_tokens,
+            characters(place) * once as usize,
+            input_tokens,
             &answer.finish,
         )
     });
