@@ -12,6 +12,7 @@ use crate::support::chat::{
     CHATML, FULL_SET, MIRROR, STREAM_SET, ask, failed_stream, flat, merge, nested, streamed,
     templated, text,
 };
+use crate::support::eventually;
 use crate::support::golden::{check, mask};
 use crate::support::models::{Copy, model_id};
 use crate::support::server::{Sconce, Server};
@@ -471,6 +472,107 @@ fn overload_reads_as_each_family_has_it() {
     }
 }
 
+/// A server of a model that has gone bad: in every answer, or where it reads one token again.
+fn broken(compat: &str, tensor: &str, row: usize) -> (Copy, Server) {
+    let model = Copy::of("qwen2-untied");
+    model.poison(tensor, row);
+    let server = Sconce::new()
+        .flag("--model-id", &model.path().display().to_string())
+        .flag("--compat", compat)
+        .serve();
+    (model, server)
+}
+
+#[test]
+fn a_failure_of_the_engine_reads_as_each_family_has_it() {
+    let code = "server_error";
+    for compat in MODES {
+        let (_model, server) = broken(compat, "model.norm.weight", 0);
+        let native = server.post("/generate", &json!({"inputs": "a", "parameters": {}}));
+        assert_eq!(
+            (native.status, &native.json()["error_type"]),
+            (424, &json!("generation"))
+        );
+        let message = text(&native.json()["error"]).to_owned();
+        assert!(
+            message.starts_with("Request failed during generation: Server error: "),
+            "{message}"
+        );
+        let collected = server.post(CHAT, &ask("a", json!({})));
+        let streamed = server.post(CHAT, &ask("a", json!({"stream": true})));
+        let completion = server.post("/v1/completions", &json!({"prompt": ["a", "b"]}));
+        let events = server.post(
+            "/v1/completions",
+            &json!({"prompt": ["a", "b"], "stream": true}),
+        );
+        if compat == "tgi" {
+            let expected = (424, flat(&message, "generation", code, None));
+            assert_eq!((collected.status, collected.body), expected);
+            assert_eq!((completion.status, completion.body), expected);
+            let expected = (200, failed_stream(&message, 424, "generation", code));
+            assert_eq!((streamed.status, streamed.body), expected);
+            assert_eq!((events.status, events.body), expected);
+        } else {
+            for reply in [collected, streamed, completion, events] {
+                let expected = nested(&message, code, code, None);
+                assert_eq!((reply.status, reply.body), (500, expected));
+            }
+        }
+        for stream in [false, true] {
+            let body = json!({"messages": [{"role": "user", "content": "a"}], "stream": stream});
+            let reply = server.post("/v1/messages", &body);
+            let expected =
+                json!({"type": "error", "error": {"type": "api_error", "message": message}});
+            assert_eq!((reply.status, reply.json()), (500, expected));
+        }
+        assert_eq!(
+            server.get("/health").status,
+            200,
+            "other requests may go well"
+        );
+    }
+}
+
+#[test]
+fn a_failure_in_the_middle_of_a_stream_is_an_event_before_done() {
+    let plain = Sconce::tiny("qwen2-untied").serve();
+    let listed = plain.post("/tokenize", &json!({"inputs": "Q"})).ok();
+    let id = listed[0]["id"].as_u64().expect("an id");
+    for compat in MODES {
+        let (_model, server) = broken(compat, "model.embed_tokens.weight", id as usize);
+        assert_eq!(server.post(CHAT, &ask("a", json!({}))).status, 200);
+        let more = json!({"stream": true, "logit_bias": {id.to_string(): 100}});
+        let reply = server.post(CHAT, &ask("a", more.clone()));
+        let chunks = reply.chunks();
+        assert_eq!(chunks.len(), 2, "{chunks:?}");
+        assert_eq!(chunks[0]["choices"][0]["delta"]["content"], "Q");
+        let error = &chunks[1]["error"];
+        let (status, kind) = if compat == "tgi" {
+            (424, "generation")
+        } else {
+            (500, "server_error")
+        };
+        assert_eq!(
+            (&error["http_status_code"], &error["type"]),
+            (&json!(status), &json!(kind))
+        );
+        assert!(
+            text(&error["message"]).starts_with("Request failed during generation: Server error: ")
+        );
+        assert!(
+            reply.body.matches("\"finish_reason\":null").count() == 1,
+            "an error is no finish"
+        );
+        let mut body = json!({"prompt": "a", "max_tokens": 5});
+        merge(&mut body, more);
+        let chunks = server.post("/v1/completions", &body).chunks();
+        assert_eq!(
+            chunks[chunks.len() - 1]["error"]["http_status_code"],
+            status
+        );
+    }
+}
+
 #[test]
 fn a_refusal_of_the_template_is_a_status_in_streams_too() {
     let template = "{{ raise_exception('roles must alternate') }}";
@@ -650,6 +752,32 @@ fn a_stop_string_is_left_out_and_held_back_wherever_it_falls() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn every_token_of_a_stream_has_its_log_probability_although_its_text_waits() {
+    for compat in MODES {
+        let server = Sconce::new().flag("--compat", compat).serve();
+        let more = json!({
+            "response_format": {"type": "regex", "value": "one two three stopping"},
+            "stop": ["stopped", "three stones"],
+            "logprobs": true,
+            "max_tokens": 60,
+        });
+        let mut body = ask("a", more);
+        let whole = server.post(CHAT, &body).ok();
+        merge(&mut body, json!({"stream": true}));
+        let chunks = server.post(CHAT, &body).chunks();
+        let entries: Vec<Json> = chunks
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array())
+            .flatten()
+            .cloned()
+            .collect();
+        assert_eq!(json!(entries), whole["choices"][0]["logprobs"]["content"]);
+        let tokens: String = entries.iter().map(|entry| text(&entry["token"])).collect();
+        assert!(tokens.starts_with("one two three stopping"), "{tokens}");
     }
 }
 
@@ -839,6 +967,11 @@ fn several_answers_share_one_prompt() {
             one["usage"]["prompt_tokens"]
         );
         assert_eq!(answer["usage"]["completion_tokens"], 24);
+        let headers = server.post(CHAT, &body);
+        let header = |name: &str| headers.header(name).map(str::to_owned);
+        let prompt = answer["usage"]["prompt_tokens"].to_string();
+        assert_eq!(header("x-prompt-tokens"), Some(prompt), "counted once");
+        assert_eq!(header("x-generated-tokens").as_deref(), Some("24"));
         let mut streaming = body.clone();
         merge(
             &mut streaming,
@@ -858,7 +991,7 @@ fn several_answers_share_one_prompt() {
             assert_eq!(own[own.len() - 1]["choices"][0]["finish_reason"], "length");
         }
         assert_eq!(chunks[chunks.len() - 1]["usage"], answer["usage"]);
-        assert_eq!(server.metric("tgi_request_count"), 3.0, "one for each call");
+        assert_eq!(server.metric("tgi_request_count"), 4.0, "one for each call");
         for n in [0, 9] {
             let reply = server.post(CHAT, &ask("a", json!({"n": n})));
             let said = reply
@@ -1193,6 +1326,62 @@ fn a_deadline_is_a_504_or_an_event() {
             "an error is no finish"
         );
     }
+}
+
+#[test]
+fn a_deadline_before_the_first_token_is_a_status_under_openai() {
+    let message = "Request deadline exceeded";
+    for compat in MODES {
+        let model = Copy::endless();
+        let server = Sconce::new()
+            .flag("--model-id", &model.path().display().to_string())
+            .flag("--max-total-tokens", "131072")
+            .flag("--max-batch-total-tokens", "131072")
+            .flag("--max-batch-size", "1")
+            .flag("--compat", compat)
+            .serve();
+        let open = ask("a", json!({"max_tokens": null, "stream": true}));
+        let mut holder = server.stream(CHAT, &open);
+        assert!(holder.next_event().is_some());
+        let late = wire::post(CHAT, "x-route-deadline-ms: 300\r\n", &open.to_string());
+        let reply = server.send(&late);
+        if compat == "tgi" {
+            let expected = failed_stream(message, 504, "timeout", "timeout");
+            assert_eq!((reply.status, reply.body), (200, expected));
+        } else {
+            let expected = nested(message, "server_error", "timeout", None);
+            assert_eq!((reply.status, &reply.body), (504, &expected));
+            assert_eq!(reply.header("x-should-retry"), Some("false"));
+        }
+        let path = "/v1/messages";
+        let messages = json!({"messages": [{"role": "user", "content": "a"}], "stream": true});
+        let late = wire::post(path, "x-route-deadline-ms: 300\r\n", &messages.to_string());
+        let reply = server.send(&late);
+        let expected =
+            json!({"type": "error", "error": {"type": "timeout_error", "message": message}});
+        assert_eq!((reply.status, reply.json()), (504, expected));
+    }
+}
+
+#[test]
+fn a_caller_that_leaves_a_stream_frees_its_place() {
+    let model = Copy::endless();
+    let server = Sconce::new()
+        .flag("--model-id", &model.path().display().to_string())
+        .flag("--max-total-tokens", "131072")
+        .flag("--max-batch-total-tokens", "131072")
+        .flag("--max-concurrent-requests", "2")
+        .serve();
+    let body = ask("a", json!({"max_tokens": null, "stream": true, "n": 2}));
+    let mut stream = server.stream(CHAT, &body);
+    assert!(stream.next_event().is_some());
+    assert_eq!(server.post(CHAT, &ask("a", json!({}))).status, 429);
+    drop(stream);
+    eventually("both places are free", || {
+        let reply = server.post(CHAT, &ask("a", json!({"n": 2, "max_tokens": 1})));
+        (reply.status == 200).then_some(())
+    });
+    assert_eq!(server.metric("tgi_request_failure{err=\"dropped\"}"), 1.0);
 }
 
 #[test]

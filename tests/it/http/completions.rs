@@ -253,6 +253,16 @@ fn several_answers_to_several_prompts_are_ordered_by_prompt() {
         .sum();
     assert_eq!(whole["usage"]["prompt_tokens"], prompt_tokens);
     assert_eq!(whole["usage"]["completion_tokens"], 24);
+    let headers = server.post(PATH, &ask(more.clone()));
+    assert_eq!(
+        headers.header("x-compute-characters"),
+        Some("2"),
+        "each prompt once"
+    );
+    assert_eq!(
+        headers.header("x-prompt-tokens"),
+        Some(prompt_tokens.to_string().as_str())
+    );
     let mut stream = ask(more);
     merge(&mut stream, json!({"stream": true}));
     let chunks = server.post(PATH, &stream).chunks();

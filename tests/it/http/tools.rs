@@ -435,14 +435,28 @@ fn wrong_tools_are_refused_in_each_familys_form() {
             assert_eq!((native.status, native.json()), (422, expected));
         }
     }
-    let tgi = Sconce::new().serve();
-    let empty = json!({"tools": [], "response_format": {"type": "json_object"}});
-    let reply = tgi.post(CHAT, &ask("a", empty));
-    assert_eq!(
-        (reply.status, &reply.json()["error_type"]),
-        (422, &json!("tool_error")),
-        "as in TGI"
+    let (tgi, openai) = (
+        Sconce::new().serve(),
+        Sconce::new().flag("--compat", "openai").serve(),
     );
+    let format = json!({"type": "regex", "value": "yes"});
+    for more in [
+        json!({"tools": [], "response_format": format}),
+        json!({"tools": [weather()], "tool_choice": "none", "response_format": format}),
+    ] {
+        let reply = tgi.post(CHAT, &ask("a", more.clone()));
+        assert_eq!(
+            (reply.status, &reply.json()["error_type"]),
+            (422, &json!("tool_error")),
+            "as in TGI"
+        );
+        let answer = openai.post(CHAT, &ask("a", more)).ok();
+        assert_eq!(answer["choices"][0]["message"]["content"], "yes");
+    }
+    for choice in [json!(5), json!({"type": "function"}), json!([])] {
+        let reply = tgi.post(CHAT, &with_tools(json!({"tool_choice": choice})));
+        assert_eq!(reply.status, 422, "{choice}");
+    }
 }
 
 #[test]

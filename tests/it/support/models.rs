@@ -77,6 +77,22 @@ impl Copy {
         fs::write(path, out).expect("a writable copy");
     }
 
+    /// Makes every number of one row of a tensor of `model.safetensors` none.
+    pub fn poison(&self, tensor: &str, row: usize) {
+        let path = self.file("model.safetensors");
+        let mut bytes = fs::read(&path).expect("a file of the model");
+        let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+        let header: Json = serde_json::from_slice(&bytes[8..8 + length]).expect("a sound header");
+        let place =
+            |key: &str, i: usize| header[tensor][key][i].as_u64().expect("a number") as usize;
+        let (begin, end) = (place("data_offsets", 0), place("data_offsets", 1));
+        let width = (end - begin) / place("shape", 0);
+        let at = 8 + length + begin + row * width;
+        // All bits set is no number in any type of floats.
+        bytes[at..at + width].fill(0xFF);
+        fs::write(path, bytes).expect("a writable copy");
+    }
+
     /// Cuts a file of the folder.
     pub fn truncate(&self, name: &str, length: usize) {
         let path = self.file(name);
