@@ -29,16 +29,19 @@ pub(super) fn ask(body: &ResponsesRequest) -> Result<Ask, Error> {
         ));
     }
     let format = body.text.as_ref().and_then(|text| text.format.as_ref());
-    let format = format.map(|format| {
-        shape(&ResponseFormat {
+    let format = format.map(|format| match (&*format.kind, &format.schema) {
+        ("json_schema", None) => Err(Error::invalid("`text.format.schema` is missing")),
+        ("text" | "json_object" | "json_schema", schema) => shape(&ResponseFormat {
             kind: format.kind.clone(),
             value: None,
             schema: None,
-            json_schema: format
-                .schema
+            json_schema: schema
                 .as_ref()
                 .map(|schema| serde_json::json!({"schema": schema})),
-        })
+        }),
+        (other, _) => Err(Error::invalid(format!(
+            "`text.format.type` is `{other}`; served are text, json_object and json_schema"
+        ))),
     });
     Ok(Ask {
         parameters: parameters(Written {
