@@ -191,9 +191,14 @@ impl CallIds {
             return unique;
         }
         let calls = chat.history.messages.iter().flat_map(|m| &m.tool_calls);
-        let numbers = calls.map(|call| call.id.parse::<u64>().ok());
+        let numbers = calls.map(|call| call.id.parse::<u32>().ok());
         match numbers.collect::<Option<Vec<_>>>() {
-            Some(numbers) => Self::From(numbers.into_iter().max().map_or(0, |max| max + 1)),
+            Some(numbers) => Self::From(
+                numbers
+                    .into_iter()
+                    .max()
+                    .map_or(0, |max| u64::from(max) + 1),
+            ),
             None => unique,
         }
     }
