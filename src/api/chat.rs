@@ -538,9 +538,7 @@ impl ChunkWriter {
         }
         let each_token = self.compat == Compat::Tgi && !self.wants.may_call;
         let must_speak = finish_reason.is_some() || self.wants.logprobs || each_token;
-        if deltas.is_empty() && must_speak {
-            deltas.push(self.silent_delta(index));
-        } else if finish_reason == Some("tool_calls") {
+        if (deltas.is_empty() && must_speak) || finish_reason == Some("tool_calls") {
             deltas.push(self.silent_delta(index));
         }
         let last = deltas.len().saturating_sub(1);

@@ -78,7 +78,7 @@ async fn prediction(
 ) -> Result<String, ApiError> {
     match instance {
         VertexInstance::Generate(request) => {
-            let (_, answer) = tgi::collect_answer(api, caller.clone(), headers, request).await?;
+            let (_, answer) = tgi::collect_answer(api, caller.clone(), headers, *request).await?;
             Ok(answer.generated_text)
         }
         VertexInstance::Chat(request) => chat::plain_answer(api, caller, headers, &request).await,

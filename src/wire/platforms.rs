@@ -22,7 +22,7 @@ pub struct VertexRequest {
 #[serde(untagged)]
 pub enum VertexInstance {
     /// A text to continue.
-    Generate(GenerateRequest),
+    Generate(Box<GenerateRequest>),
     /// A conversation.
     Chat(Box<ChatRequest>),
 }
