@@ -291,6 +291,9 @@ fn what_needs_memory_is_refused_by_name() {
         (json!({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}), "Input validation error: `input[0].content[0]` is of type `input_image`: image modality is not supported".to_owned(), "input[0].content[0]"),
         (json!({"input": [{"role": "user"}]}), "Input validation error: `input[0].content` is missing".to_owned(), "input[0].content"),
         (json!({"tools": [{"type": "web_search"}]}), "Input validation error: `tools[0].type` is `web_search`; only functions can be called".to_owned(), "tools[0].type"),
+        (json!({"text": {"format": {"type": "regex"}}}), "Input validation error: `text.format.type` is `regex`; served are text, json_object and json_schema".to_owned(), "text.format.type"),
+        (json!({"text": {"format": {"type": "json_schema", "name": "n"}}}), "Input validation error: `text.format.schema` is missing".to_owned(), "text.format.schema"),
+        (json!({"top_logprobs": 1}), "Input validation error: `top_logprobs` is not supported on this route; use /v1/chat/completions".to_owned(), "top_logprobs"),
         (json!({"temperature": -1}), "Input validation error: `temperature` must be strictly positive".to_owned(), "temperature"),
     ];
     for (more, message, param) in &cases {

@@ -283,6 +283,8 @@ fn ids_go_on_from_the_history() {
     assert_eq!(id(&tgi, &["4"]), "5");
     assert_eq!(id(&tgi, &["11", "3"]), "12");
     assert!(id(&tgi, &["call_x"]).len() > 8, "no number, so no counting");
+    let huge = u64::MAX.to_string();
+    assert!(id(&tgi, &[&huge]).len() > 20, "too large to count on");
     assert!(id(&openai, &["4"]).starts_with("call_"));
 }
 
