@@ -133,8 +133,7 @@ fn tgi_routes() -> Vec<Operation> {
                     .with(Headers::Full),
             )
             .fails(Family::Native, GENERATING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
         Operation::post("/generate", "generate")
             .says(TGI, "Generate tokens")
             .takes::<GenerateRequest>()
@@ -144,8 +143,7 @@ fn tgi_routes() -> Vec<Operation> {
                     .with(Headers::Full),
             )
             .fails(Family::Native, GENERATING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
         Operation::post("/generate_stream", "generate_stream")
             .says(TGI, "Generate a stream of token using Server-Sent Events")
             .takes::<GenerateRequest>()
@@ -158,8 +156,7 @@ fn tgi_routes() -> Vec<Operation> {
                 Family::Native,
                 &["400", "401", "408", "413", "415", "422", "429"],
             )
-            .keyed()
-            .has_deadline(),
+            .keyed(),
         Operation::post("/tokenize", "tokenize")
             .says(TGI, "Tokenize inputs")
             .takes::<GenerateRequest>()
@@ -185,8 +182,7 @@ fn tgi_routes() -> Vec<Operation> {
                     .with(Headers::Full),
             )
             .fails(Family::V1, NAMING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
         Operation::post("/v1/completions", "completions")
             .says(TGI, "Generate tokens")
             .takes::<CompletionRequest>()
@@ -197,8 +193,7 @@ fn tgi_routes() -> Vec<Operation> {
                     .with(Headers::Sum),
             )
             .fails(Family::V1, NAMING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
         Operation::post("/invocations", "sagemaker_compatibility")
             .says(TGI, "Generate tokens from Sagemaker request")
             .takes_named(
@@ -229,8 +224,7 @@ fn tgi_routes() -> Vec<Operation> {
                     .with(Headers::Sum),
             )
             .fails(Family::Native, NAMING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
     ]
 }
 
@@ -287,8 +281,7 @@ fn v1_routes() -> Vec<Operation> {
                     .with(Headers::Full),
             )
             .fails(Family::V1, NAMING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
     ]
 }
 
@@ -304,8 +297,7 @@ fn messages_routes() -> Vec<Operation> {
                     .with(Headers::Full),
             )
             .fails(Family::Anthropic, MESSAGING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
         Operation::post("/v1/messages/count_tokens", "count_tokens")
             .says(ANTHROPIC, "Count the tokens of a prompt")
             .takes::<CountTokensRequest>()
@@ -332,8 +324,7 @@ fn platform_routes() -> Vec<Operation> {
             .takes::<VertexRequest>()
             .gives(Answer::new("The generated texts").json::<VertexResponse>())
             .fails(Family::Native, GENERATING)
-            .keyed()
-            .has_deadline(),
+            .keyed(),
         Operation::get("/v2", "kserve_server")
             .says(PLATFORMS, "What the server can do")
             .gives(Answer::new("The server").json::<KserveServer>())
@@ -364,7 +355,6 @@ fn platform_routes() -> Vec<Operation> {
         .takes::<InferRequest>()
         .gives(Answer::new("The generated texts").json::<InferResponse>())
         .fails(Family::Native, GENERATING)
-        .keyed()
-        .has_deadline(),
+        .keyed(),
     ]
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 use utoipa::openapi::header::Header;
 use utoipa::openapi::path::{
-    HttpMethod, Operation as Described, OperationBuilder, Parameter, ParameterBuilder, ParameterIn,
+    HttpMethod, Operation as Described, OperationBuilder, ParameterBuilder, ParameterIn,
 };
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{Array, Object, OneOf, Ref, Schema, Type};
@@ -279,10 +279,6 @@ impl Operation {
         self.change(|built| built.request_body(Some(body)))
     }
 
-    fn parameter(self, parameter: impl Into<Parameter>) -> Self {
-        self.change(|built| built.parameter(parameter))
-    }
-
     /// A part of its path.
     pub(super) fn path_text(self, name: &str) -> Self {
         let text = Object::builder()
@@ -293,21 +289,7 @@ impl Operation {
             .parameter_in(ParameterIn::Path)
             .required(Required::True)
             .schema(Some(text));
-        self.parameter(parameter)
-    }
-
-    /// It keeps to a deadline that the caller may shorten.
-    pub(super) fn has_deadline(self) -> Self {
-        let ms = Object::builder()
-            .schema_type(Type::Integer)
-            .minimum(Some(1usize));
-        let parameter = ParameterBuilder::new()
-            .name("x-route-deadline-ms")
-            .parameter_in(ParameterIn::Header)
-            .required(Required::False)
-            .description(Some("Milliseconds the caller is willing to wait"))
-            .schema(Some(ms));
-        self.parameter(parameter)
+        self.change(|built| built.parameter(parameter))
     }
 
     /// Its success.
