@@ -1,7 +1,5 @@
 //! OpenAI's chat route, and what its template makes of a conversation.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
@@ -9,9 +7,8 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use futures::future::try_join_all;
-use futures::stream::{self, SelectAll};
-use futures::{Stream, StreamExt};
 
 use super::body::Body;
 use super::calls::{self, Call, Metering};
@@ -60,9 +57,9 @@ pub(super) async fn chat_completions(
             Err(error) => Err(calls::refused(&api, error)),
         };
         let out = calls::stream_headers(&api, characters);
-        return stream_chat(api, streams, wants)
-            .await
-            .map(|sse| (out, sse).into_response());
+        let events = sse::side_by_side(streams, api.config.compat).await?;
+        let frames = sse::frames(events, ChunkWriter::new(&api, wants));
+        return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     let (requests, permit) = call
         .requests(&api, &[&chat.prepared.prompt], &chat.ask, false)
@@ -402,72 +399,6 @@ fn vocabulary(api: &Api) -> Option<&Dispatcher> {
     (api.config.compat == Compat::OpenAi).then_some(&api.dispatcher)
 }
 
-/// Answers as frames. The first one, or an error, is awaited before anything is sent, but not for long.
-///
-/// Errors: under OpenAI's rule, those known before the first frame; under TGI's they are frames.
-async fn stream_chat(
-    api: Api,
-    streams: Result<Vec<ChatStream>, ApiError>,
-    wants: Wants,
-) -> Result<impl IntoResponse, ApiError> {
-    let compat = api.config.compat;
-    let keep_alive = api.config.keep_alive;
-    let events = match streams {
-        Ok(streams) => {
-            let streams = streams.into_iter().enumerate();
-            let streams = streams.map(|(index, events)| {
-                events
-                    .map(move |event| (index, event.map_err(ApiError::from)))
-                    .boxed()
-            });
-            streams.collect::<SelectAll<_>>().left_stream()
-        }
-        Err(error) if compat == Compat::OpenAi => return Err(error),
-        Err(error) => stream::iter([(0, Err(error))]).right_stream(),
-    };
-    let mut events = Box::pin(events.peekable());
-    let first = tokio::time::timeout(sse::FIRST_EVENT_WAIT, events.as_mut().peek()).await;
-    if compat == Compat::OpenAi
-        && let Ok(Some((_, Err(error)))) = first
-    {
-        return Err(error.clone());
-    }
-    let writer = ChunkWriter::new(&api, wants);
-    Ok(sse::respond(chunk_frames(events, writer), keep_alive))
-}
-
-fn chunk_frames(
-    events: impl Stream<Item = (usize, Result<ChatEvent, ApiError>)> + Unpin,
-    writer: ChunkWriter,
-) -> impl Stream<Item = Result<Frame, Infallible>> {
-    let state = (events, writer, VecDeque::new(), false);
-    stream::unfold(
-        state,
-        |(mut events, mut writer, mut ready, mut ended)| async move {
-            while ready.is_empty() && !ended {
-                match events.next().await {
-                    Some((index, Ok(event))) => {
-                        let chunks = writer.chunks(index, event);
-                        ready.extend(chunks.iter().map(sse::frame));
-                    }
-                    Some((_, Err(error))) => {
-                        ready.push_back(sse::frame(&error.into_stream().event(writer.compat)));
-                        ready.push_back(sse::done());
-                        ended = true;
-                    }
-                    None => {
-                        ready.extend(writer.usage_chunk().iter().map(sse::frame));
-                        ready.push_back(sse::done());
-                        ended = true;
-                    }
-                }
-            }
-            let frame = ready.pop_front()?;
-            Some((Ok(frame), (events, writer, ready, ended)))
-        },
-    )
-}
-
 /// Writes the chunks of a streamed chat.
 #[derive(Debug)]
 struct ChunkWriter {
@@ -481,6 +412,21 @@ struct ChunkWriter {
     begun: Vec<bool>,
     /// By choice: the ids of its calls.
     calls: Vec<Vec<String>>,
+}
+
+impl sse::Writer<(usize, ChatEvent)> for ChunkWriter {
+    fn event(&mut self, (index, event): (usize, ChatEvent)) -> Vec<Frame> {
+        self.chunks(index, event).iter().map(sse::frame).collect()
+    }
+
+    fn failure(&mut self, error: ApiError) -> Vec<Frame> {
+        vec![sse::frame(&error.event(self.compat)), sse::done()]
+    }
+
+    fn end(&mut self) -> Vec<Frame> {
+        let usage = self.usage_chunk();
+        usage.iter().map(sse::frame).chain([sse::done()]).collect()
+    }
 }
 
 impl ChunkWriter {

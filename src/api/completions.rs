@@ -1,16 +1,11 @@
 //! OpenAI's completion route: one prompt or several, no template.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
-use futures::stream::{self, SelectAll};
-use futures::{Stream, StreamExt};
 
 use super::body::Body;
 use super::calls::{self, Call, Collected, Metering};
@@ -19,7 +14,7 @@ use super::compat::Compat;
 use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_openai, sse};
-use crate::generation::{Event, EventStream, FinishReason, TokenEvent, TokenInfo};
+use crate::generation::{Event, FinishReason, TokenEvent, TokenInfo};
 use crate::wire::openai::{
     Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest, Usage,
 };
@@ -73,9 +68,9 @@ pub(super) async fn completions(
         };
         let all = prompts.iter().map(|prompt| prompt.chars().count()).sum();
         let out = calls::stream_headers(&api, all);
-        return stream_completion(&api, streams, writer)
-            .await
-            .map(|sse| (out, sse).into_response());
+        let events = sse::side_by_side(streams, api.config.compat).await?;
+        let frames = sse::frames(events, StreamWriter::new(writer));
+        return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     let (requests, permit) = accepted.map_err(refused)?;
     let streams = calls::start(&api, requests, permit).await?;
@@ -206,76 +201,27 @@ struct Progress {
     offset: usize,
 }
 
-/// Answers as frames; their errors as on the chat route.
-///
-/// Errors: under OpenAI's rule, those known before the first frame.
-async fn stream_completion(
-    api: &Api,
-    streams: Result<Vec<EventStream>, ApiError>,
-    writer: Writer,
-) -> Result<impl IntoResponse + use<>, ApiError> {
-    let events = match streams {
-        Ok(streams) => {
-            let streams = streams.into_iter().enumerate();
-            let streams = streams.map(|(index, events)| {
-                events
-                    .map(move |event| (index, event.map_err(ApiError::from)))
-                    .boxed()
-            });
-            streams.collect::<SelectAll<_>>().left_stream()
-        }
-        Err(error) if writer.compat == Compat::OpenAi => return Err(error),
-        Err(error) => stream::iter([(0, Err(error))]).right_stream(),
-    };
-    let mut events = Box::pin(events.peekable());
-    let first = tokio::time::timeout(sse::FIRST_EVENT_WAIT, events.as_mut().peek()).await;
-    if writer.compat == Compat::OpenAi
-        && let Ok(Some((_, Err(error)))) = first
-    {
-        return Err(error.clone());
-    }
-    let frames = frames(events, StreamWriter::new(writer));
-    Ok(sse::respond(frames, api.config.keep_alive))
-}
-
-fn frames(
-    events: impl Stream<Item = (usize, Result<Event, ApiError>)> + Unpin,
-    writer: StreamWriter,
-) -> impl Stream<Item = Result<Frame, Infallible>> {
-    let state = (events, writer, VecDeque::new(), false);
-    stream::unfold(
-        state,
-        |(mut events, mut writer, mut ready, mut ended)| async move {
-            while ready.is_empty() && !ended {
-                match events.next().await {
-                    Some((index, Ok(event))) => {
-                        ready.extend(writer.chunk(index, event).iter().map(sse::frame));
-                    }
-                    Some((_, Err(error))) => {
-                        let event = error.into_stream().event(writer.writer.compat);
-                        ready.push_back(sse::frame(&event));
-                        ready.push_back(sse::done());
-                        ended = true;
-                    }
-                    None => {
-                        ready.extend(writer.last_chunk().iter().map(sse::frame));
-                        ready.push_back(sse::done());
-                        ended = true;
-                    }
-                }
-            }
-            let frame = ready.pop_front()?;
-            Some((Ok(frame), (events, writer, ready, ended)))
-        },
-    )
-}
-
 /// Writes the chunks of a streamed completion.
 #[derive(Debug)]
 struct StreamWriter {
     writer: Writer,
     progress: Vec<Progress>,
     usage: Usage,
+}
+
+impl sse::Writer<(usize, Event)> for StreamWriter {
+    fn event(&mut self, (index, event): (usize, Event)) -> Vec<Frame> {
+        self.chunk(index, event).iter().map(sse::frame).collect()
+    }
+
+    fn failure(&mut self, error: ApiError) -> Vec<Frame> {
+        vec![sse::frame(&error.event(self.writer.compat)), sse::done()]
+    }
+
+    fn end(&mut self) -> Vec<Frame> {
+        let last = self.last_chunk();
+        last.iter().map(sse::frame).chain([sse::done()]).collect()
+    }
 }
 
 impl StreamWriter {

@@ -191,7 +191,12 @@ impl ApiError {
             .strip_prefix("Input validation error: ")
             .unwrap_or(&self.text);
         let (name, _) = text.strip_prefix('`')?.split_once('`')?;
-        Some(name.to_owned())
+        // TGI's own checks speak of TGI's parameters.
+        Some(match name {
+            "max_new_tokens" => "max_tokens".to_owned(),
+            "top_n_tokens" => "top_logprobs".to_owned(),
+            other => other.to_owned(),
+        })
     }
 
     fn body_in(&self, dialect: Dialect) -> Response {

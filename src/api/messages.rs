@@ -1,14 +1,11 @@
 //! Anthropic's messages route.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
-use futures::{Stream, StreamExt, stream};
+use futures::StreamExt;
 use serde_json::Value;
 
 use super::body::Body;
@@ -53,7 +50,7 @@ pub(super) async fn messages(
             return Err(error.clone().into());
         }
         let out = calls::stream_headers(&api, characters);
-        let frames = frames(answer, writer);
+        let frames = sse::frames(answer, writer);
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     while let Some(event) = answer.next().await {
@@ -82,34 +79,6 @@ pub(super) async fn count_tokens(
     }))
 }
 
-fn frames(
-    answer: impl Stream<Item = Result<ChatEvent, Error>> + Unpin,
-    writer: Writer,
-) -> impl Stream<Item = Result<Frame, Infallible>> {
-    let state = (answer, writer, VecDeque::new(), false);
-    stream::unfold(
-        state,
-        |(mut answer, mut writer, mut ready, mut ended)| async move {
-            while ready.is_empty() && !ended {
-                match answer.next().await {
-                    Some(Ok(event)) => {
-                        let events = writer.push(event);
-                        ready.extend(events.iter().map(|e| sse::named_frame(e.name(), e)));
-                    }
-                    Some(Err(error)) => {
-                        let error = ApiError::from(error).into_stream().anthropic();
-                        ready.push_back(sse::named_frame("error", &error));
-                        ended = true;
-                    }
-                    None => ended = true,
-                }
-            }
-            let frame = ready.pop_front()?;
-            Some((Ok(frame), (answer, writer, ready, ended)))
-        },
-    )
-}
-
 /// Builds the message piece by piece, and says what each piece did to it.
 #[derive(Debug)]
 struct Writer {
@@ -120,6 +89,22 @@ struct Writer {
     open: bool,
     /// The last call's arguments so far.
     arguments: String,
+}
+
+impl sse::Writer<ChatEvent> for Writer {
+    fn event(&mut self, event: ChatEvent) -> Vec<Frame> {
+        let events = self.push(event);
+        let frame = |event: &MessagesEvent| sse::named_frame(event.name(), event);
+        events.iter().map(frame).collect()
+    }
+
+    fn failure(&mut self, error: ApiError) -> Vec<Frame> {
+        vec![sse::named_frame("error", &error.anthropic())]
+    }
+
+    fn end(&mut self) -> Vec<Frame> {
+        Vec::new()
+    }
 }
 
 impl Writer {

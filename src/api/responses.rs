@@ -1,14 +1,11 @@
 //! OpenAI's responses route, without its memory: every request brings its whole conversation.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
-use futures::{Stream, StreamExt, stream};
+use futures::{StreamExt, stream};
 
 use super::body::Body;
 use super::calls::{self, Call, Metering};
@@ -56,7 +53,8 @@ pub(super) async fn responses(
             return Err(error.clone().into());
         }
         let out = calls::stream_headers(&api, characters);
-        let frames = frames(answer, writer, compat);
+        let opening = writer.opening().map(Ok);
+        let frames = stream::iter(opening).chain(sse::frames(answer, StreamWriter(writer, compat)));
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     let finish = collect(answer, &mut writer).await?;
@@ -113,54 +111,6 @@ fn shell(body: ResponsesRequest, model: String) -> ResponsesResponse {
     }
 }
 
-fn frames(
-    answer: impl Stream<Item = Result<ChatEvent, Error>> + Unpin,
-    mut writer: Writer,
-    compat: Compat,
-) -> impl Stream<Item = Result<Frame, Infallible>> {
-    let mut ready = VecDeque::new();
-    let response = Box::new(writer.response.clone());
-    let opening = [
-        ResponsesEventBody::Created {
-            response: response.clone(),
-        },
-        ResponsesEventBody::InProgress { response },
-    ];
-    ready.extend(opening.map(|body| writer.frame(body)));
-    let state = (answer, writer, ready, false);
-    stream::unfold(
-        state,
-        move |(mut answer, mut writer, mut ready, mut ended)| async move {
-            while ready.is_empty() && !ended {
-                match answer.next().await {
-                    Some(Ok(event)) => {
-                        let bodies = writer.push(event);
-                        ready.extend(bodies.into_iter().map(|body| writer.frame(body)));
-                    }
-                    Some(Err(error)) => {
-                        let error = ApiError::from(error).into_stream().event(compat).error;
-                        let body = ResponsesEventBody::Error {
-                            message: error.message.clone(),
-                            code: error.code.clone(),
-                            param: None,
-                            error,
-                        };
-                        ready.push_back(writer.frame(body));
-                        ready.push_back(sse::done());
-                        ended = true;
-                    }
-                    None => {
-                        ready.push_back(sse::done());
-                        ended = true;
-                    }
-                }
-            }
-            let frame = ready.pop_front()?;
-            Some((Ok(frame), (answer, writer, ready, ended)))
-        },
-    )
-}
-
 /// Builds the response piece by piece, and says what each piece did to it.
 #[derive(Debug)]
 struct Writer {
@@ -169,6 +119,32 @@ struct Writer {
     /// Whether the last item of the output is still being written.
     open: bool,
     sequence_number: u32,
+}
+
+/// Writes the events of a streamed response.
+#[derive(Debug)]
+struct StreamWriter(Writer, Compat);
+
+impl sse::Writer<ChatEvent> for StreamWriter {
+    fn event(&mut self, event: ChatEvent) -> Vec<Frame> {
+        let bodies = self.0.push(event);
+        bodies.into_iter().map(|body| self.0.frame(body)).collect()
+    }
+
+    fn failure(&mut self, error: ApiError) -> Vec<Frame> {
+        let error = error.event(self.1).error;
+        let body = ResponsesEventBody::Error {
+            message: error.message.clone(),
+            code: error.code.clone(),
+            param: None,
+            error,
+        };
+        vec![self.0.frame(body), sse::done()]
+    }
+
+    fn end(&mut self) -> Vec<Frame> {
+        vec![sse::done()]
+    }
 }
 
 impl Writer {
@@ -189,6 +165,18 @@ impl Writer {
         };
         self.sequence_number += 1;
         sse::named_frame(name, &event)
+    }
+
+    /// The frames before the first event.
+    fn opening(&mut self) -> [Frame; 2] {
+        let response = Box::new(self.response.clone());
+        let opening = [
+            ResponsesEventBody::Created {
+                response: response.clone(),
+            },
+            ResponsesEventBody::InProgress { response },
+        ];
+        opening.map(|body| self.frame(body))
     }
 
     fn push(&mut self, event: ChatEvent) -> Vec<ResponsesEventBody> {

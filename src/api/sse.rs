@@ -1,11 +1,17 @@
 //! Writes events as `data: {…}` frames, with `:` comments in long silences.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::Stream;
+use futures::stream::{self, SelectAll};
+use futures::{Stream, StreamExt};
 use serde::Serialize;
+
+use super::compat::Compat;
+use super::error::ApiError;
+use crate::generation::Error;
 
 /// How long a stream's headers wait for its first event, so that an early failure can still be a status.
 pub(super) const FIRST_EVENT_WAIT: Duration = Duration::from_secs(10);
@@ -40,4 +46,72 @@ where
     S: Stream<Item = Result<Event, Infallible>> + Send + 'static,
 {
     Sse::new(frames).keep_alive(KeepAlive::new().interval(keep_alive))
+}
+
+/// What a route makes of an answer's events.
+pub(super) trait Writer<E> {
+    /// Frames of one event.
+    fn event(&mut self, event: E) -> Vec<Event>;
+    /// Frames of the failure that ends the answer.
+    fn failure(&mut self, error: ApiError) -> Vec<Event>;
+    /// Frames of an end without failure.
+    fn end(&mut self) -> Vec<Event>;
+}
+
+/// An answer as a route writes it; nothing follows a failure.
+pub(super) fn frames<E, X: Into<ApiError>>(
+    events: impl Stream<Item = Result<E, X>> + Unpin,
+    writer: impl Writer<E>,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    let state = (events, writer, VecDeque::new(), false);
+    stream::unfold(
+        state,
+        |(mut events, mut writer, mut ready, mut ended)| async move {
+            while ready.is_empty() && !ended {
+                let event = events.next().await;
+                ended = !matches!(event, Some(Ok(_)));
+                ready.extend(match event {
+                    Some(Ok(event)) => writer.event(event),
+                    Some(Err(error)) => writer.failure(error.into().into_stream()),
+                    None => writer.end(),
+                });
+            }
+            let frame = ready.pop_front()?;
+            Some((Ok(frame), (events, writer, ready, ended)))
+        },
+    )
+}
+
+/// Several answers as one stream, each event with its answer's place, once the first one or a failure has
+/// come or [`FIRST_EVENT_WAIT`] is over.
+///
+/// Errors: under OpenAI's rule, a failure before the first event; under TGI's it is in the stream.
+pub(super) async fn side_by_side<S, T>(
+    answers: Result<Vec<S>, ApiError>,
+    compat: Compat,
+) -> Result<impl Stream<Item = Result<(usize, T), ApiError>> + Unpin, ApiError>
+where
+    S: Stream<Item = Result<T, Error>> + Send + 'static,
+    T: Send + 'static,
+{
+    let events = match answers {
+        Ok(answers) => {
+            let answers = answers.into_iter().enumerate().map(|(place, events)| {
+                let placed = move |event: Result<T, Error>| match event {
+                    Ok(event) => Ok((place, event)),
+                    Err(error) => Err(ApiError::from(error)),
+                };
+                events.map(placed).boxed()
+            });
+            answers.collect::<SelectAll<_>>().left_stream()
+        }
+        Err(error) if compat == Compat::OpenAi => return Err(error),
+        Err(error) => stream::iter([Err(error)]).right_stream(),
+    };
+    let mut events = Box::pin(events.peekable());
+    let first = tokio::time::timeout(FIRST_EVENT_WAIT, events.as_mut().peek()).await;
+    match first {
+        Ok(Some(Err(error))) if compat == Compat::OpenAi => Err(error.clone()),
+        _ => Ok(events),
+    }
 }

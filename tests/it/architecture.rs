@@ -65,7 +65,8 @@ const CRATES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "llguidance",
-        &["guided/"],
+        // Where grammars are written, tests compile them.
+        &["guided/", "text/tool_calls/tests/"],
         "grammars become masks in one place",
     ),
     (

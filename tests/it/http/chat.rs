@@ -341,7 +341,7 @@ fn a_validation_error_reads_as_each_family_has_it() {
         (
             json!({"max_tokens": 0}),
             "`max_new_tokens` must be strictly positive",
-            Some("max_new_tokens"),
+            Some("max_tokens"),
         ),
         (
             json!({"stop": ["a", "b", "c", "d", "e"]}),
@@ -351,7 +351,7 @@ fn a_validation_error_reads_as_each_family_has_it() {
         (
             json!({"top_logprobs": 6}),
             "`top_n_tokens` must be >= 0 and <= 5. Given: 6",
-            Some("top_n_tokens"),
+            Some("top_logprobs"),
         ),
         (
             json!({"min_p": 1.5}),
@@ -411,13 +411,13 @@ fn a_prompt_too_long_is_an_event_under_tgi_and_a_status_under_openai() {
         );
         let reply = server.post(CHAT, &body);
         if compat == "tgi" {
-            let expected = failed_stream(&message, 422, "validation", "invalid_value");
+            let expected = failed_stream(&message, 422, "validation", "context_length_exceeded");
             assert_eq!((reply.status, reply.body), (200, expected));
         } else {
             let expected = nested(
                 &message,
                 "invalid_request_error",
-                "invalid_value",
+                "context_length_exceeded",
                 Some("inputs"),
             );
             assert_eq!((reply.status, reply.body), (400, expected));
