@@ -129,7 +129,8 @@ impl Server {
         let mut said = String::new();
         while let Ok(line) = lines.recv_timeout(Duration::from_secs(60)) {
             if let Some((_, address)) = line.split_once("Connected address=") {
-                server.url = format!("http://{}", address.trim());
+                let address = address.split_whitespace().next().unwrap_or_default();
+                server.url = format!("http://{address}");
                 return Ok(server);
             }
             said = said + &line + "\n";
