@@ -42,6 +42,8 @@ const TRIED_STEPS: usize = 4;
 
 /// Most properties of one object: compiling takes time as their square.
 const MAX_PROPERTIES: usize = 1_000;
+/// `multipleOf` becomes an automaton with a state for each remainder; those of a schema together may have so many.
+const MAX_REMAINDERS: u64 = 50_000;
 
 /// What one grammar may cost: to compile, at each step, and in memory (some 2 kB a lexer state).
 fn limits() -> ParserLimits {
@@ -214,6 +216,7 @@ fn parse(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
         }
         Grammar::Lark(text) => {
             check_nesting(text)?;
+            check_embedded(text)?;
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
     }
@@ -240,6 +243,8 @@ struct Weight {
     pattern_names: usize,
     /// Properties of the widest object.
     properties: usize,
+    /// Remainders of all `multipleOf`.
+    remainders: u64,
 }
 
 impl Weight {
@@ -253,6 +258,9 @@ impl Weight {
                         self.pattern_names += names.len();
                         self.pattern_bytes += names.keys().map(String::len).sum::<usize>();
                     }
+                    ("multipleOf", Json::Number(number)) => {
+                        self.remainders = self.remainders.saturating_add(significant(number));
+                    }
                     ("properties", Json::Object(names)) => {
                         self.properties = self.properties.max(names.len());
                     }
@@ -263,6 +271,17 @@ impl Weight {
             _ => {}
         }
     }
+}
+
+/// A number's digits without sign, point, exponent and zeros at the end.
+fn significant(number: &serde_json::Number) -> u64 {
+    let text = number.to_string();
+    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    let digits = digits.trim_end_matches('0');
+    digits
+        .parse()
+        .unwrap_or(if digits.is_empty() { 0 } else { u64::MAX })
 }
 
 fn check_weight(schema: &Json) -> Result<(), GrammarError> {
@@ -282,7 +301,29 @@ fn check_weight(schema: &Json) -> Result<(), GrammarError> {
             return Err(GrammarError::Invalid(problem));
         }
     }
+    if weight.remainders > MAX_REMAINDERS {
+        let problem = format!(
+            "the digits of all multipleOf make up {}, of at most {MAX_REMAINDERS}",
+            weight.remainders
+        );
+        return Err(GrammarError::Invalid(problem));
+    }
     Ok(())
+}
+
+/// Weighs the schemas that stand in the text of a Lark grammar.
+fn check_embedded(lark: &str) -> Result<(), GrammarError> {
+    const MARK: &str = "%json";
+    let mut all = Vec::new();
+    for (at, _) in lark.match_indices(MARK) {
+        let rest = lark[at + MARK.len()..].as_bytes();
+        let mut schemas = serde_json::Deserializer::from_slice(rest).into_iter::<Json>();
+        // What is no JSON is refused where the grammar is read.
+        if let Some(Ok(schema)) = schemas.next() {
+            all.push(schema);
+        }
+    }
+    check_weight(&Json::Array(all))
 }
 
 fn check_schema(schema: &Json) -> Result<(), GrammarError> {

@@ -316,6 +316,28 @@ fn refusals_name_what_is_wrong() {
 }
 
 #[test]
+fn schemas_that_become_huge_automata_are_refused_wherever_they_stand() {
+    let heavy = [
+        json!({"properties": {"a": {"type": "integer", "multipleOf": 999_983}}}),
+        json!({"properties": {"a": {"type": "number", "multipleOf": 0.123_456_7}}}),
+        json!({"anyOf": vec![json!({"type": "integer", "multipleOf": 9_999}); 6]}),
+        json!({"type": "object", "patternProperties": (0..400).map(|i| (format!("^{i}$"), json!({}))).collect::<Map<_, _>>()}),
+    ];
+    for heavy in heavy {
+        let lark = Grammar::Lark(format!("start: \"x\" %json {heavy} \"y\" %json {{}}\n"));
+        for grammar in [schema(&heavy), lark] {
+            let refused = compiler().compile(&grammar).err();
+            let text = refused.map(|e| e.to_string()).unwrap_or_default();
+            assert!(text.contains("of at most"), "{text}: {heavy}");
+        }
+    }
+    for light in [json!(60), json!(1_000_000), json!(0.001), json!(3_600)] {
+        let light = schema(&json!({"type": "number", "multipleOf": light}));
+        assert!(compiler().compile(&light).is_ok(), "{light:?}");
+    }
+}
+
+#[test]
 fn what_costs_too_much_is_refused_in_bounded_time() {
     let wide: Map<String, Json> = (0..1000).map(|i| (format!("p{i}"), json!({}))).collect();
     let options = |i: usize| -> Vec<Json> {
