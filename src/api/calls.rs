@@ -51,7 +51,15 @@ impl Call {
         ask: &Ask,
         add_special_tokens: bool,
     ) -> Result<(Vec<Request>, Permit), Error> {
-        let permit = api.dispatcher.admit(prompts.len() * ask.choices)?;
+        let answers = prompts.len() * ask.choices;
+        let most = api.dispatcher.config().max_concurrent_requests;
+        if answers > most {
+            return Err(Error::invalid(format!(
+                "`n` makes {answers} answers to {} prompts; this server gives {most} at once",
+                prompts.len()
+            )));
+        }
+        let permit = api.dispatcher.admit(answers)?;
         let frame = from_tgi::Frame {
             max_input_tokens: api.dispatcher.config().max_input_tokens,
             prompt_logprobs: false,

@@ -1,6 +1,6 @@
 //! OpenAI's chat route, and what its template makes of a conversation.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::State;
@@ -38,7 +38,9 @@ pub(super) async fn chat_completions(
     let refused = |e| calls::refused(&api, e);
     let call = Call::open(&api, &caller, &headers).map_err(refused)?;
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
-    let chat = Chat::prepare(&api, &body).await.map_err(refused)?;
+    let chat = Chat::prepare(&api, &body, call.deadline)
+        .await
+        .map_err(refused)?;
     let wants = Wants {
         model,
         ids: CallIds::of(&api, &chat),
@@ -90,7 +92,9 @@ pub(super) async fn plain_answer(
 ) -> Result<String, ApiError> {
     let refused = |e| calls::refused(api, e);
     let call = Call::open(api, caller, headers).map_err(refused)?;
-    let mut chat = Chat::prepare(api, body).await.map_err(refused)?;
+    let mut chat = Chat::prepare(api, body, call.deadline)
+        .await
+        .map_err(refused)?;
     chat.ask.choices = 1;
     let (requests, permit) = call
         .requests(api, &[&chat.prepared.prompt], &chat.ask, false)
@@ -104,7 +108,8 @@ pub(super) async fn chat_tokenize(
     State(api): State<Api>,
     Body(body): Body<ChatRequest>,
 ) -> Result<Json<ChatTokenizeResponse>, ApiError> {
-    let chat = Chat::prepare(&api, &body).await?;
+    let deadline = api.dispatcher.deadline(Instant::now(), None);
+    let chat = Chat::prepare(&api, &body, deadline).await?;
     let templated_text = chat.prepared.prompt;
     Ok(Json(ChatTokenizeResponse {
         tokenize_response: tgi::tokens_of(&api, &templated_text, false).await?,
@@ -121,22 +126,26 @@ pub(super) struct Chat {
 }
 
 impl Chat {
-    async fn prepare(api: &Api, body: &ChatRequest) -> Result<Self, Error> {
+    async fn prepare(api: &Api, body: &ChatRequest, deadline: Instant) -> Result<Self, Error> {
         let conversation = from_openai::conversation(body, &api.config)?;
         let ask = from_openai::chat_ask(body, &api.config, api.dispatcher.vocab_size())?;
-        Self::of(api, conversation, ask).await
+        Self::of(api, conversation, ask, deadline).await
     }
 
     /// Renders a conversation; the shape of the answer, if one is asked for, may change with it.
     ///
-    /// Errors: the template's, or wrong tools.
+    /// Errors: the template's, or wrong tools; the deadline passes.
     pub(super) async fn of(
         api: &Api,
         conversation: Conversation,
         mut ask: from_openai::Ask,
+        deadline: Instant,
     ) -> Result<Self, Error> {
         let shape = ask.shape.take();
-        let (prepared, history) = api.dispatcher.prepare_chat(conversation, shape).await?;
+        let preparing = api.dispatcher.prepare_chat(conversation, shape);
+        let (prepared, history) = tokio::time::timeout_at(deadline.into(), preparing)
+            .await
+            .map_err(|_| Error::deadline_exceeded())??;
         ask.shape = prepared.grammar.clone();
         Ok(Self {
             prepared,
@@ -277,9 +286,11 @@ impl Answer {
             }
             if let Some(finish) = finish {
                 if finish.broken_call {
-                    calls.pop();
-                    if calls.is_empty() {
+                    let cut = calls.pop();
+                    if calls.is_empty() && reasoning.is_empty() {
                         content.clone_from(&finish.finish.generated_text);
+                    } else if let Some((name, arguments)) = cut {
+                        content += &format!("{name} {arguments}");
                     }
                 }
                 return Ok(Self {

@@ -14,7 +14,7 @@ use super::compat::Compat;
 use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_openai, sse};
-use crate::generation::{Event, FinishReason, TokenEvent, TokenInfo};
+use crate::generation::{Error, Event, FinishReason, TokenEvent, TokenInfo};
 use crate::wire::openai::{
     Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest, Usage,
 };
@@ -29,12 +29,18 @@ pub(super) async fn completions(
     let refused = |e| calls::refused(&api, e);
     let call = Call::open(&api, &caller, &headers).map_err(refused)?;
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
+    let counted = |error: ApiError| {
+        api.dispatcher.count_refusal(&Error::invalid(String::new()));
+        error
+    };
     if body.suffix.is_some() {
-        return Err(ApiError::suffix());
+        return Err(counted(ApiError::suffix()));
     }
     let prompts: Vec<&str> = body.prompt.0.iter().map(String::as_str).collect();
     if prompts.len() > api.config.max_client_batch_size {
-        return Err(ApiError::batch_size(api.config.max_client_batch_size));
+        return Err(counted(ApiError::batch_size(
+            api.config.max_client_batch_size,
+        )));
     }
     let ask = from_openai::completion_ask(&body, &api.config, api.dispatcher.vocab_size())
         .map_err(refused)?;

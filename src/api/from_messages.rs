@@ -118,7 +118,10 @@ fn add(messages: &mut Vec<Message>, message: &InputMessage, place: usize) -> Res
                 let text = block.text.as_ref().ok_or_else(|| missing("text"))?;
                 said.content.get_or_insert_default().push_str(text);
             }
-            "thinking" => said.reasoning.clone_from(&block.thinking),
+            "thinking" => {
+                let thought = block.thinking.as_deref().unwrap_or_default();
+                said.reasoning.get_or_insert_default().push_str(thought);
+            }
             "redacted_thinking" => {}
             "tool_use" => said.tool_calls.push(ToolCall {
                 id: block.id.clone().ok_or_else(|| missing("id"))?,

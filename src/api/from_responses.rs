@@ -77,7 +77,10 @@ pub(super) fn conversation(body: &ResponsesRequest) -> Result<Conversation, Erro
     Ok(Conversation {
         messages,
         tools: tools.collect::<Result<_, _>>()?,
-        tool_choice: body.tool_choice.as_ref().map_or(ToolChoice::Auto, choice),
+        tool_choice: body
+            .tool_choice
+            .as_ref()
+            .map_or(Ok(ToolChoice::Auto), choice)?,
         parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
         template_kwargs: body.chat_template_kwargs.clone().unwrap_or_default(),
         separate_reasoning: true,
@@ -168,13 +171,16 @@ fn tool(tool: &ResponsesTool, place: usize) -> Result<Tool, Error> {
     })
 }
 
-fn choice(choice: &ResponsesToolChoice) -> ToolChoice {
+fn choice(choice: &ResponsesToolChoice) -> Result<ToolChoice, Error> {
     match choice {
         ResponsesToolChoice::Word(word) => match word.as_str() {
-            "none" => ToolChoice::None,
-            "required" => ToolChoice::Required,
-            _ => ToolChoice::Auto,
+            "auto" => Ok(ToolChoice::Auto),
+            "none" => Ok(ToolChoice::None),
+            "required" => Ok(ToolChoice::Required),
+            other => Err(Error::invalid(format!(
+                "`tool_choice` is `{other}`; served are auto, none, required and an object that names a function"
+            ))),
         },
-        ResponsesToolChoice::Function(named) => ToolChoice::Named(named.name.clone()),
+        ResponsesToolChoice::Function(named) => Ok(ToolChoice::Named(named.name.clone())),
     }
 }

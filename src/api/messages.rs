@@ -1,5 +1,7 @@
 //! Anthropic's messages route.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -33,7 +35,9 @@ pub(super) async fn messages(
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
     let conversation = from_messages::conversation(&body).map_err(refused)?;
     let ask = from_messages::ask(&body).map_err(refused)?;
-    let chat = Chat::of(&api, conversation, ask).await.map_err(refused)?;
+    let chat = Chat::of(&api, conversation, ask, call.deadline)
+        .await
+        .map_err(refused)?;
     let characters = chat.prepared.prompt.chars().count();
     let accepted = call.requests(&api, &[&chat.prepared.prompt], &chat.ask, false);
     let (requests, permit) = accepted.map_err(refused)?;
@@ -72,7 +76,8 @@ pub(super) async fn count_tokens(
 ) -> Result<Json<CountTokensResponse>, ApiError> {
     api.model_name(body.model.as_deref())?;
     let conversation = from_messages::counted(&body)?;
-    let chat = Chat::of(&api, conversation, from_openai::Ask::default()).await?;
+    let deadline = api.dispatcher.deadline(Instant::now(), None);
+    let chat = Chat::of(&api, conversation, from_openai::Ask::default(), deadline).await?;
     let tokens = tgi::tokens_of(&api, &chat.prepared.prompt, false).await?;
     Ok(Json(CountTokensResponse {
         input_tokens: tokens.len(),

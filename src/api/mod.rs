@@ -153,10 +153,6 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
             "/v2/models/{model}/versions/{version}/infer",
             post(platforms::kserve_infer),
         );
-    let native = match platform_path(&api.config.aip_predict_route) {
-        Some(path) => native.route(path, post(platforms::vertex)),
-        None => native,
-    };
     let v1 = Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
@@ -187,7 +183,7 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         .route("/v1/models", get(ops::models))
         .route("/v1/models/{*id}", get(ops::model));
     if api.config.guard_all {
-        open = open.route_layer(key());
+        open = open.route_layer(limits()).route_layer(key());
         models = models.route_layer(key());
     }
     let health = Router::new()
@@ -202,49 +198,25 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
             "/v2/models/{model}/versions/{version}/ready",
             get(platforms::kserve_health),
         );
-    let health = match platform_path(&api.config.aip_health_route) {
-        Some(path) => health.route(path, get(ops::health)),
-        None => health,
-    };
+    // A platform's own paths are looked at last: one that is served already stays what it is.
+    let mut platform = Router::new();
+    if let Some(path) = &api.config.aip_predict_route {
+        let vertex = post(platforms::vertex).layer(limits()).layer(key());
+        platform = platform.route(path, vertex);
+    }
+    if let Some(path) = &api.config.aip_health_route {
+        platform = platform.route(path, get(ops::health));
+    }
     health
         .merge(open)
         .merge(native.route_layer(limits()).route_layer(key()))
         .merge(v1)
         .merge(models.route_layer(spoken(openai)))
         .merge(messages)
+        .fallback_service(platform.with_state(api.clone()))
         .layer(body_limit)
         .layer(cors)
         .with_state(api)
-}
-
-/// Paths that are served in any case.
-const FIXED_PATHS: [&str; 21] = [
-    "/",
-    "/api-doc/openapi.json",
-    "/chat_tokenize",
-    "/docs",
-    "/generate",
-    "/generate_stream",
-    "/health",
-    "/health/live",
-    "/health/ready",
-    "/info",
-    "/invocations",
-    "/metrics",
-    "/ping",
-    "/tokenize",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/messages",
-    "/v1/models",
-    "/v1/responses",
-    "/v2",
-    "/vertex",
-];
-
-/// A path that a platform chose; one that is served already stays what it is.
-fn platform_path(path: &Option<String>) -> Option<&str> {
-    path.as_deref().filter(|path| !FIXED_PATHS.contains(path))
 }
 
 /// Pages of the allowed origins may send any header: browsers' clients of OpenAI and Anthropic bring their

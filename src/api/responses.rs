@@ -34,7 +34,9 @@ pub(super) async fn responses(
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
     let conversation = from_responses::conversation(&body).map_err(refused)?;
     let ask = from_responses::ask(&body).map_err(refused)?;
-    let chat = Chat::of(&api, conversation, ask).await.map_err(refused)?;
+    let chat = Chat::of(&api, conversation, ask, call.deadline)
+        .await
+        .map_err(refused)?;
     let characters = chat.prepared.prompt.chars().count();
     let accepted = call.requests(&api, &[&chat.prepared.prompt], &chat.ask, false);
     let (requests, permit) = accepted.map_err(refused)?;
@@ -367,7 +369,12 @@ impl Writer {
         if self.response.output.is_empty() {
             self.text(String::new(), events);
         }
-        self.close(status, events);
+        let last = if finish.broken_call {
+            "incomplete"
+        } else {
+            status
+        };
+        self.close(last, events);
         let output_tokens = finish.finish.generated_tokens;
         self.response.status = status;
         self.response.incomplete_details = cut.then_some(IncompleteDetails {

@@ -63,23 +63,23 @@ pub(super) fn frames<E, X: Into<ApiError>>(
     events: impl Stream<Item = Result<E, X>> + Unpin,
     writer: impl Writer<E>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
-    let state = (events, writer, VecDeque::new(), false);
-    stream::unfold(
-        state,
-        |(mut events, mut writer, mut ready, mut ended)| async move {
-            while ready.is_empty() && !ended {
-                let event = events.next().await;
-                ended = !matches!(event, Some(Ok(_)));
-                ready.extend(match event {
-                    Some(Ok(event)) => writer.event(event),
-                    Some(Err(error)) => writer.failure(error.into().into_stream()),
-                    None => writer.end(),
-                });
+    let state = (Some(events), writer, VecDeque::new());
+    stream::unfold(state, |(mut events, mut writer, mut ready)| async move {
+        while let Some(answer) = events.as_mut().filter(|_| ready.is_empty()) {
+            let event = answer.next().await;
+            if !matches!(event, Some(Ok(_))) {
+                // What is left of the answer's work ends now, not when the reader has taken the last frame.
+                events = None;
             }
-            let frame = ready.pop_front()?;
-            Some((Ok(frame), (events, writer, ready, ended)))
-        },
-    )
+            ready.extend(match event {
+                Some(Ok(event)) => writer.event(event),
+                Some(Err(error)) => writer.failure(error.into().into_stream()),
+                None => writer.end(),
+            });
+        }
+        let frame = ready.pop_front()?;
+        Some((Ok(frame), (events, writer, ready)))
+    })
 }
 
 /// Several answers as one stream, each event with its answer's place, once the first one or a failure has

@@ -157,6 +157,10 @@ fn key(raw: RawKey) -> Result<Key, String> {
         if !is_name(text) {
             return Err(format!("`{field}` must be {NAMES}"));
         }
+        // Whoever calls without a name of their own is that one.
+        if *text == "anonymous" {
+            return Err(format!("`{field}` must not be `anonymous`"));
+        }
     }
     let hash = hash.ok_or("`hash` is missing; `sconce key new` makes keys and their hashes")?;
     let hash = hash.parse().map_err(|e| format!("`hash` {e}"))?;

@@ -368,7 +368,7 @@ impl RawConfig {
             ConfigError(vec![format!(
                 "{}: {}",
                 path.display(),
-                e.to_string().trim_end()
+                without_texts(e.to_string().trim_end())
             )])
         };
         // The place of a fault, not the line itself: somebody may have put a secret there.
@@ -396,6 +396,16 @@ impl RawConfig {
             ignored_hostname: self.ignored_hostname,
             ..merged
         })
+    }
+}
+
+/// A parser's message without the texts it quotes from the file: somebody may have put a secret there.
+fn without_texts(message: &str) -> String {
+    match (message.find("string \""), message.rfind('"')) {
+        (Some(start), Some(end)) if start + 8 <= end => {
+            format!("{}a text{}", &message[..start], &message[end + 1..])
+        }
+        _ => message.to_owned(),
     }
 }
 

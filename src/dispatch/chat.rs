@@ -16,7 +16,7 @@ use crate::generation::{
     TokenEvent, TokenInfo, Tool, ToolChoice,
 };
 use crate::text::{
-    self, ChatTemplate, Forced, GrammarOptions, Piece, ReasoningFormat, ReasoningSplitter,
+    self, ChatTemplate, Forced, GrammarOptions, Piece, ReasoningFormat, ReasoningSplitter, Split,
     ToolFormat, ToolParser,
 };
 
@@ -35,14 +35,23 @@ pub struct PreparedChat {
 struct Reading {
     /// The notation of calls, and the tools that may be called.
     tools: Option<(ToolFormat, Arc<[Tool]>)>,
+    /// Whether only the first call counts.
+    one_call: bool,
     /// The marks of reasoning, and whether the prompt has already opened it.
     reasoning: Option<(ReasoningFormat, bool)>,
+    /// Whether reasoning is told apart; it is kept from being read as a call in any case.
+    separate: bool,
 }
 
 impl PreparedChat {
     /// Reads an answer to this conversation.
     pub fn read(&self, events: EventStream) -> ChatStream {
-        let Reading { tools, reasoning } = &self.reading;
+        let Reading {
+            tools,
+            one_call,
+            reasoning,
+            separate,
+        } = &self.reading;
         ChatStream {
             events,
             parser: Parser {
@@ -51,6 +60,9 @@ impl PreparedChat {
                 tools: tools
                     .as_ref()
                     .map(|(format, tools)| ToolParser::new(*format, tools)),
+                one_call: *one_call,
+                separate: *separate,
+                unsent: String::new(),
                 calls: 0,
                 open: false,
             },
@@ -92,9 +104,11 @@ pub(super) fn prepare(
     let thinking = thinks.is_some_and(|format| format.prompt_opens(&prompt));
     let mut reading = Reading {
         tools: None,
+        one_call: !conversation.parallel_tool_calls,
         reasoning: thinks
-            .filter(|_| conversation.separate_reasoning)
+            .filter(|_| conversation.separate_reasoning || offered.is_some())
             .map(|format| (format, thinking)),
+        separate: conversation.separate_reasoning,
     };
     let mut grammar = shape;
     if let Some(tools) = offered {
@@ -369,6 +383,10 @@ impl ChatStream {
 struct Parser {
     reasoning: Option<(ReasoningFormat, ReasoningSplitter)>,
     tools: Option<ToolParser>,
+    one_call: bool,
+    separate: bool,
+    /// Text that is not yet known to be reasoning or answer, while the two are not separated.
+    unsent: String,
     /// Calls begun.
     calls: usize,
     /// Whether the last of them has not ended.
@@ -377,20 +395,21 @@ struct Parser {
 
 impl Parser {
     fn text(&mut self, text: &str, pieces: &mut Vec<ChatPiece>) {
-        match &mut self.reasoning {
-            Some((_, splitter)) => {
-                let split = splitter.push(text);
-                reasoning(split.reasoning, pieces);
-                self.content(&split.content, false, pieces);
-            }
-            None => self.content(text, false, pieces),
-        }
+        let Some((_, splitter)) = &mut self.reasoning else {
+            return self.content(text, false, pieces);
+        };
+        let split = splitter.push(text);
+        self.unsent += text;
+        self.told_apart(split, pieces);
     }
 
     /// Special tokens are no text, but some mark reasoning or calls.
     fn special(&mut self, token: &str, pieces: &mut Vec<ChatPiece>) {
         match &mut self.reasoning {
-            Some((format, _)) if format.marks(token) => self.text(token, pieces),
+            Some((format, splitter)) if format.marks(token) => {
+                let split = splitter.push(token);
+                self.told_apart(split, pieces);
+            }
             Some((_, splitter)) if splitter.is_inside() => {}
             _ => self.content(token, true, pieces),
         }
@@ -399,13 +418,37 @@ impl Parser {
     fn finish(&mut self, pieces: &mut Vec<ChatPiece>) {
         if let Some((_, splitter)) = &mut self.reasoning {
             let split = splitter.finish();
-            reasoning(split.reasoning, pieces);
-            self.content(&split.content, false, pieces);
+            self.told_apart(split, pieces);
+            let rest = std::mem::take(&mut self.unsent);
+            if !self.separate && !rest.is_empty() {
+                pieces.push(ChatPiece::Content(rest));
+            }
         }
         if let Some(tools) = &mut self.tools {
             let last = tools.finish();
             self.call_pieces(last, pieces);
         }
+    }
+
+    /// Passes on what is certain. Reasoning that is not to be separated stays in the text as it was written,
+    /// marks and white space included, but is never read as a call.
+    fn told_apart(&mut self, split: Split, pieces: &mut Vec<ChatPiece>) {
+        let Split {
+            reasoning,
+            content: answer,
+        } = split;
+        if self.separate {
+            if !reasoning.is_empty() {
+                pieces.push(ChatPiece::Reasoning(reasoning));
+            }
+        } else if !reasoning.is_empty() || !answer.is_empty() {
+            let mut thought = std::mem::take(&mut self.unsent);
+            thought.truncate(thought.len().saturating_sub(answer.len()));
+            if !thought.is_empty() {
+                pieces.push(ChatPiece::Content(thought));
+            }
+        }
+        self.content(&answer, false, pieces);
     }
 
     fn content(&mut self, text: &str, special: bool, pieces: &mut Vec<ChatPiece>) {
@@ -421,6 +464,14 @@ impl Parser {
 
     fn call_pieces(&mut self, new: Vec<Piece>, pieces: &mut Vec<ChatPiece>) {
         for piece in new {
+            if let Piece::CallStart { index, .. }
+            | Piece::Arguments { index, .. }
+            | Piece::CallEnd { index } = &piece
+                && self.one_call
+                && *index > 0
+            {
+                continue;
+            }
             match piece {
                 Piece::Text(text) => pieces.push(ChatPiece::Content(text)),
                 Piece::CallStart { index, name } => {
@@ -437,8 +488,94 @@ impl Parser {
     }
 }
 
-fn reasoning(text: String, pieces: &mut Vec<ChatPiece>) {
-    if !text.is_empty() {
-        pieces.push(ChatPiece::Reasoning(text));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THOUGHT: &str = "<think>\nShould I write {\"name\": \"now\"}? <tool_call>\n</think>\n\n";
+
+    fn parser(format: ToolFormat, separate: bool, one_call: bool) -> Parser {
+        let source = Some("{% if '</think>' in content %}");
+        let thinks = ReasoningFormat::detect(source).expect("a known mark");
+        let now = Tool {
+            name: "now".to_owned(),
+            description: None,
+            parameters: json!({"type": "object"}),
+            strict: false,
+        };
+        Parser {
+            reasoning: Some((thinks, ReasoningSplitter::new(thinks, false))),
+            tools: Some(ToolParser::new(format, &[now])),
+            one_call,
+            separate,
+            unsent: String::new(),
+            calls: 0,
+            open: false,
+        }
+    }
+
+    /// Content, reasoning, and names with arguments of the calls of an answer that comes `size` characters at
+    /// a time.
+    fn read(mut parser: Parser, answer: &str, size: usize) -> (String, String, Vec<String>) {
+        let mut pieces = Vec::new();
+        let letters: Vec<char> = answer.chars().collect();
+        for part in letters.chunks(size) {
+            parser.text(&part.iter().collect::<String>(), &mut pieces);
+        }
+        parser.finish(&mut pieces);
+        let (mut content, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
+        for piece in pieces {
+            match piece {
+                ChatPiece::Content(text) => content += &text,
+                ChatPiece::Reasoning(text) => thought += &text,
+                ChatPiece::CallStart { name, .. } => calls.push(name),
+                ChatPiece::Arguments { text, .. } => {
+                    if let Some(last) = calls.last_mut() {
+                        *last += &text;
+                    }
+                }
+            }
+        }
+        (content, thought, calls)
+    }
+
+    #[test]
+    fn what_is_thought_is_never_a_call_and_a_call_behind_it_is_one() {
+        let call = r#"{"name": "now", "parameters": {}}"#;
+        for size in [1, 3, 1000] {
+            let answer = format!("{THOUGHT}{call}");
+            let told = read(parser(ToolFormat::Llama3Json, false, false), &answer, size);
+            let expected = (THOUGHT.to_owned(), String::new(), vec!["now{}".to_owned()]);
+            assert_eq!(told, expected, "{size}");
+            let (content, thought, calls) =
+                read(parser(ToolFormat::Llama3Json, true, false), &answer, size);
+            assert_eq!((content.as_str(), calls.len()), ("", 1));
+            assert!(THOUGHT.contains(&thought) && !thought.is_empty());
+        }
+    }
+
+    #[test]
+    fn reasoning_that_stays_is_as_the_model_wrote_it() {
+        for answer in [
+            format!("{THOUGHT}It is noon."),
+            "  no thought <think> at all".to_owned(),
+            "<think>\nnever closed ".to_owned(),
+            " <thi".to_owned(),
+        ] {
+            for size in [1, 4, 1000] {
+                let told = read(parser(ToolFormat::Hermes, false, false), &answer, size);
+                assert_eq!(told, (answer.clone(), String::new(), Vec::new()));
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_first_call_counts_where_one_was_asked_for() {
+        let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+        let answer = format!("{call}\n{call}");
+        let (_, _, calls) = read(parser(ToolFormat::Hermes, false, true), &answer, 5);
+        assert_eq!(calls, ["now{}"]);
+        let (_, _, calls) = read(parser(ToolFormat::Hermes, false, false), &answer, 5);
+        assert_eq!(calls.len(), 2);
     }
 }

@@ -19,8 +19,8 @@ use tokio::sync::Semaphore;
 
 use crate::engine::Engine;
 use crate::generation::{
-    Conversation, Error, Event, EventStream, Grammar, Request, RequestId, Sampling, StopRule,
-    Tenant, TokenId,
+    Conversation, Error, Event, EventStream, Grammar, Message, Request, RequestId, Sampling,
+    StopRule, Tenant, TokenId,
 };
 use crate::guided::{CACHED_GRAMMARS, Compiler};
 use crate::telemetry::{Failure, Metrics};
@@ -182,19 +182,17 @@ impl Dispatcher {
         conversation: Conversation,
         shape: Option<Grammar>,
     ) -> Result<(PreparedChat, Conversation), Error> {
-        let texts = conversation
-            .messages
-            .iter()
-            .filter_map(|m| m.content.as_ref());
-        let bytes: usize = texts.map(String::len).sum();
-        if bytes <= INLINE_CONVERSATION_BYTES && conversation.tools.is_empty() {
+        if is_short(&conversation) {
             let prepared = chat::prepare(&self.inner, &conversation, shape)?;
             return Ok((prepared, conversation));
         }
+        let turn = Arc::clone(&self.inner.tokenizing).acquire_owned().await;
         let inner = Arc::clone(&self.inner);
+        // As with tokenizing, the turn ends with the work, not when the caller has given up.
         let task = tokio::task::spawn_blocking(move || {
-            let prepared = chat::prepare(&inner, &conversation, shape)?;
-            Ok((prepared, conversation))
+            let prepared = chat::prepare(&inner, &conversation, shape);
+            drop(turn);
+            Ok((prepared?, conversation))
         });
         task.await
             .map_err(|_| Error::template("the template panicked"))?
@@ -249,8 +247,34 @@ impl Dispatcher {
 /// Grammars compiled at once; the others wait, those compiled already do not.
 const COMPILED_AT_ONCE: usize = 2;
 
-/// Conversations up to this many bytes are rendered where they are: that takes less than 100 µs.
+/// Conversations up to this many bytes and messages are rendered where they are: that takes less than 100 µs.
 const INLINE_CONVERSATION_BYTES: usize = 4096;
+const INLINE_MESSAGES: usize = 32;
+
+/// Whether a conversation is rendered in no time; one with anything beside texts never counts as such.
+fn is_short(conversation: &Conversation) -> bool {
+    let Conversation {
+        messages,
+        tools,
+        tool_choice: _,
+        parallel_tool_calls: _,
+        tool_prompt,
+        documents,
+        template_kwargs,
+        separate_reasoning: _,
+    } = conversation;
+    let plain = |message: &Message| message.tool_calls.is_empty() && message.reasoning.is_none();
+    let texts = messages
+        .iter()
+        .filter_map(|message| message.content.as_ref());
+    tools.is_empty()
+        && tool_prompt.is_none()
+        && documents.is_none()
+        && template_kwargs.is_empty()
+        && messages.len() <= INLINE_MESSAGES
+        && messages.iter().all(plain)
+        && texts.map(String::len).sum::<usize>() <= INLINE_CONVERSATION_BYTES
+}
 
 /// How long the health probe's token may take.
 const HEALTH_PROBE_TIME: Duration = Duration::from_secs(10);

@@ -48,10 +48,10 @@ const MAX_REMAINDERS: u64 = 50_000;
 /// What one grammar may cost: to compile, at each step, and in memory (some 2 kB a lexer state).
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 2_000,
+        max_items_in_row: 300,
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 100_000,
-        step_max_items: 20_000,
+        step_max_items: 4_000,
         max_lexer_states: 10_000,
         max_grammar_size: 200_000,
         precompute_large_lexemes: true,
@@ -135,7 +135,7 @@ impl Compiler {
         let factory = factory.as_ref().map_err(GrammarError::clone)?;
         let parser = factory.create_parser(grammar).map_err(|e| invalid(&e))?;
         let matcher = Matcher::new(Ok(parser));
-        try_out(matcher.clone()).map_err(|e| invalid(&e))?;
+        try_out(matcher.deep_clone()).map_err(|e| invalid(&e))?;
         Ok(matcher)
     }
 }
@@ -168,7 +168,8 @@ fn try_out(mut matcher: Matcher) -> Result<(), impl std::fmt::Display> {
 
 fn guide(outcome: &Result<Matcher, GrammarError>, entry: &Entry) -> Result<Guide, GrammarError> {
     let matcher = outcome.as_ref().map_err(GrammarError::clone)?;
-    Ok(Guide::new(matcher.clone(), Arc::clone(&entry.spoiled)))
+    // A guide's automaton is its own: states that one answer adds never count against another's limits.
+    Ok(Guide::new(matcher.deep_clone(), Arc::clone(&entry.spoiled)))
 }
 
 fn invalid(error: &impl std::fmt::Display) -> GrammarError {
@@ -316,7 +317,7 @@ fn check_embedded(lark: &str) -> Result<(), GrammarError> {
     const MARK: &str = "%json";
     let mut all = Vec::new();
     for (at, _) in lark.match_indices(MARK) {
-        let rest = lark[at + MARK.len()..].as_bytes();
+        let rest = &lark.as_bytes()[at + MARK.len()..];
         let mut schemas = serde_json::Deserializer::from_slice(rest).into_iter::<Json>();
         // What is no JSON is refused where the grammar is read.
         if let Some(Ok(schema)) = schemas.next() {

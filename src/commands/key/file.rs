@@ -19,6 +19,18 @@ pub(super) fn read_or_empty(path: &Path) -> Result<String, Box<dyn Error>> {
     }
 }
 
+/// Refuses what these commands cannot edit. Errors: keys stand in one list instead of tables.
+pub(super) fn check_form(text: &str, path: &Path) -> Result<(), Box<dyn Error>> {
+    let listed = text
+        .parse::<toml_edit::DocumentMut>()
+        .is_ok_and(|document| document.get("keys").is_some_and(toml_edit::Item::is_value));
+    if !listed {
+        return Ok(());
+    }
+    let problem = "`keys` is written as a list; write each key as a table under [[keys]]";
+    Err(format!("{}: {problem}", path.display()).into())
+}
+
 /// Puts a text in a file's place at once: whoever reads it sees the old text or the new one. A new file can
 /// be read by its owner only. Errors: the folder cannot be written.
 pub(super) fn replace(path: &Path, text: &str) -> Result<(), Box<dyn Error>> {

@@ -60,6 +60,7 @@ pub(super) fn run(args: NewArgs) -> Result<(), Box<dyn Error>> {
     match &args.config {
         Some(path) => {
             let old = file::read_or_empty(path)?;
+            file::check_form(&old, path)?;
             let new = appended(&old, &table);
             parse_keys(&new, path)?;
             file::replace(path, &new)?;

@@ -25,6 +25,7 @@ pub struct RevokeArgs {
 pub(super) fn run(args: &RevokeArgs) -> Result<(), Box<dyn Error>> {
     let RevokeArgs { name, config } = args;
     let old = file::read(config)?;
+    file::check_form(&old, config)?;
     parse_keys(&old, config)?;
     let Some(new) = without(&old, name) else {
         return Err(format!("{}: there is no key `{name}`", config.display()).into());

@@ -1020,16 +1020,23 @@ fn unseeded_answers_differ_from_each_other() {
 }
 
 #[test]
-fn several_answers_take_a_permit_each() {
-    let server = Sconce::tiny(CASE)
+fn several_answers_take_a_permit_each_and_more_than_there_are_is_no_overload() {
+    let model = Copy::endless();
+    let server = Sconce::new()
+        .flag("--model-id", &model.path().display().to_string())
+        .flag("--max-total-tokens", "131072")
+        .flag("--max-batch-total-tokens", "131072")
         .flag("--max-concurrent-requests", "2")
         .serve();
-    let ask = |n: u32| {
+    let status = |n: u32| {
         server
             .post(CHAT, &ask("a", json!({"n": n, "max_tokens": 2})))
             .status
     };
-    assert_eq!((ask(2), ask(3), ask(2)), (200, 429, 200));
+    assert_eq!((status(2), status(3)), (200, 422));
+    let mut holder = server.stream(CHAT, &ask("a", json!({"stream": true, "max_tokens": null})));
+    assert!(holder.next_event().is_some());
+    assert_eq!((status(1), status(2), status(3)), (200, 429, 422));
 }
 
 #[test]

@@ -476,20 +476,23 @@ fn prompts_that_are_none_are_refused() {
 }
 
 #[test]
-fn each_prompt_takes_a_permit() {
+fn more_answers_than_can_be_given_at_once_are_refused_for_good() {
     let server = Sconce::tiny(CASE)
         .flag("--max-concurrent-requests", "2")
         .serve();
-    let status = |prompts: Json| server.post(PATH, &ask(json!({"prompt": prompts}))).status;
-    assert_eq!(
-        (status(json!(["a", "b"])), status(json!(["a", "b", "c"]))),
-        (200, 429)
-    );
-    assert_eq!(
-        server.metric("tgi_request_failure{err=\"overloaded\"}"),
-        1.0
-    );
-    assert_eq!(server.metric("tgi_request_count"), 2.0);
+    let post = |fields: Json| server.post(PATH, &ask(fields));
+    assert_eq!(post(json!({"prompt": ["a", "b"]})).status, 200);
+    for fields in [
+        json!({"prompt": ["a", "b", "c"]}),
+        json!({"prompt": ["a", "b"], "n": 2}),
+    ] {
+        let reply = post(fields);
+        assert_eq!((reply.status, reply.header("retry-after")), (422, None));
+        assert!(reply.body.contains("`n` makes"), "{}", reply.body);
+    }
+    let refused = "tgi_request_failure{err=\"validation\"}";
+    assert_eq!(server.metric(refused), 2.0);
+    assert_eq!(server.metric("tgi_request_count"), 3.0);
 }
 
 #[test]
