@@ -48,7 +48,7 @@ const MAX_REMAINDERS: u64 = 50_000;
 /// What one grammar may cost: to compile, at each step, and in memory (some 2 kB a lexer state).
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 300,
+        max_items_in_row: 2_000,
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 100_000,
         step_max_items: 4_000,
@@ -185,9 +185,10 @@ fn parse(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
         | Grammar::Lark(text) => text,
     };
     let most = match grammar {
-        Grammar::Lark(_) => MAX_LARK_BYTES,
         Grammar::Regex(_) => MAX_REGEX_BYTES,
-        Grammar::JsonObject | Grammar::JsonSchema(_) | Grammar::TgiSchema(_) => MAX_GRAMMAR_BYTES,
+        Grammar::JsonObject | Grammar::JsonSchema(_) | Grammar::TgiSchema(_) | Grammar::Lark(_) => {
+            MAX_GRAMMAR_BYTES
+        }
     };
     check_length("the grammar", text.len(), most)?;
     match grammar {
@@ -312,18 +313,21 @@ fn check_weight(schema: &Json) -> Result<(), GrammarError> {
     Ok(())
 }
 
-/// Weighs the schemas that stand in the text of a Lark grammar.
+/// Weighs the schemas that stand in the text of a Lark grammar, and measures the text around them.
 fn check_embedded(lark: &str) -> Result<(), GrammarError> {
     const MARK: &str = "%json";
     let mut all = Vec::new();
+    let mut around = lark.len();
     for (at, _) in lark.match_indices(MARK) {
         let rest = &lark.as_bytes()[at + MARK.len()..];
         let mut schemas = serde_json::Deserializer::from_slice(rest).into_iter::<Json>();
         // What is no JSON is refused where the grammar is read.
         if let Some(Ok(schema)) = schemas.next() {
             all.push(schema);
+            around = around.saturating_sub(schemas.byte_offset());
         }
     }
+    check_length("the grammar without its schemas", around, MAX_LARK_BYTES)?;
     check_weight(&Json::Array(all))
 }
 

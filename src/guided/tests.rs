@@ -331,6 +331,18 @@ fn schemas_that_become_huge_automata_are_refused_wherever_they_stand() {
             assert!(text.contains("of at most"), "{text}: {heavy}");
         }
     }
+    let many: String = (0..40)
+        .map(|i| {
+            let tool = json!({"type": "object", "properties": {(format!("p{i}")): {"type": "string", "description": "x".repeat(900)}}});
+            format!("t{i}: %json {tool}\n")
+        })
+        .collect();
+    let all: Vec<String> = (0..40).map(|i| format!("t{i}")).collect();
+    let tools = Grammar::Lark(format!("start: {}\n{many}", all.join(" | ")));
+    assert!(
+        compiler().compile(&tools).is_ok(),
+        "schemas do not count as Lark"
+    );
     for light in [json!(60), json!(1_000_000), json!(0.001), json!(3_600)] {
         let light = schema(&json!({"type": "number", "multipleOf": light}));
         assert!(compiler().compile(&light).is_ok(), "{light:?}");

@@ -16,7 +16,7 @@ const DEFAULT_TOOL_PROMPT: &str = "\nGiven the functions available, please respo
 
 /// Appends tools and tool prompt to the content of a conversation's last message.
 ///
-/// `tool_prompt` replaces [`DEFAULT_TOOL_PROMPT`] and, like it, is used as it is.
+/// `tool_prompt` replaces TGI's and, like it, is used as it is.
 pub fn with_tools(content: &str, tools: &[Tool], tool_prompt: Option<&str>) -> String {
     let tools: Vec<serde_json::Value> = tools
         .iter()

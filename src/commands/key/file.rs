@@ -1,10 +1,22 @@
 //! Reads and replaces a settings file: whole or not at all, with the owner and the mode it had.
 
 use std::error::Error;
-use std::fs::{self, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+
+/// Keeps other commands from editing files of the same folder until it is dropped: an edit reads, changes and
+/// replaces, and two at once would lose one. Errors: the folder cannot be opened.
+pub(super) fn lock(path: &Path) -> Result<File, Box<dyn Error>> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let open = File::open(folder).and_then(|folder| folder.lock().map(|()| folder));
+    open.map_err(|e| at(folder, &e))
+}
 
 /// The text of a file. Errors: it cannot be read.
 pub(super) fn read(path: &Path) -> Result<String, Box<dyn Error>> {

@@ -59,6 +59,7 @@ pub(super) fn run(args: NewArgs) -> Result<(), Box<dyn Error>> {
     let table = table(&args, &hash)?;
     match &args.config {
         Some(path) => {
+            let _lock = file::lock(path)?;
             let old = file::read_or_empty(path)?;
             file::check_form(&old, path)?;
             let new = appended(&old, &table);

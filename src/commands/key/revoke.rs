@@ -24,6 +24,7 @@ pub struct RevokeArgs {
 /// Removes the table of a name.
 pub(super) fn run(args: &RevokeArgs) -> Result<(), Box<dyn Error>> {
     let RevokeArgs { name, config } = args;
+    let _lock = file::lock(config)?;
     let old = file::read(config)?;
     file::check_form(&old, config)?;
     parse_keys(&old, config)?;

@@ -481,3 +481,37 @@ fn a_key_itself_in_the_file_is_refused_unrepeated() {
         }
     }
 }
+
+#[test]
+fn keys_made_at_the_same_time_are_all_kept() {
+    let file = KeyFile::new(HEAD);
+    std::thread::scope(|scope| {
+        for i in 0..12 {
+            let file = &file;
+            scope.spawn(move || file.new_key(&format!("k{i}"), &[]));
+        }
+    });
+    let text = file.text();
+    for i in 0..12 {
+        assert!(text.contains(&format!("\"k{i}\"")), "{i}: {text}");
+    }
+}
+
+#[test]
+fn keys_in_one_list_are_not_edited_and_the_file_stays() {
+    let made = KeyFile::new("");
+    made.new_key("a", &[]);
+    let table = made.text();
+    let hash = table
+        .lines()
+        .find(|line| line.starts_with("hash"))
+        .expect("a hash");
+    let file = KeyFile::new(&format!("keys = [{{ name = \"a\", {hash} }}]\n"));
+    let before = file.text();
+    for words in [&["new", "--name", "b"][..], &["revoke", "--name", "a"]] {
+        let output = file.key(words);
+        assert!(!output.status.success());
+        assert!(stderr(&output).contains("[[keys]]"), "{}", stderr(&output));
+        assert_eq!(file.text(), before);
+    }
+}
