@@ -5,10 +5,10 @@
 //! ```text
 //!  roof      main  cli  commands  app  config      knows everyone; known by no one
 //!  door      api                         HTTP in and out
-//!  hall      dispatch                    admit, check, carry out, account
-//!  wing      engine                      continuous batching on this machine
+//!  hall      dispatch                    admit, check, decide, carry out, account
+//!  wings     engine │ remote             continuous batching on this machine │ other people's machines
 //!  cellar    model → kernel              tensors; candle lives only here
-//!  pipes     generation · text · guided · wire · telemetry     small, under every floor
+//!  pipes     generation · text · guided · wire · route · egress · audit · telemetry     small, under every floor
 //! ```
 //!
 //! Imports go downward only; `tests/it/architecture.rs` reads them and fails on any other.
@@ -39,15 +39,19 @@
 
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod dispatch;
+pub mod egress;
 pub mod engine;
 pub mod generation;
 pub mod guided;
 pub mod kernel;
 pub mod model;
+pub mod remote;
+pub mod route;
 pub mod telemetry;
 pub mod text;
 pub mod wire;

@@ -67,7 +67,7 @@ impl Call {
             accepted_at: self.accepted_at,
             deadline: self.deadline,
         };
-        let mut requests = Vec::with_capacity(prompts.len() * ask.choices);
+        let mut requests = Vec::with_capacity(answers);
         for prompt in prompts {
             let mut request =
                 from_tgi::request((*prompt).to_owned(), &ask.parameters, &api.config, &frame)?;
@@ -152,8 +152,8 @@ impl Collected {
 
     /// Mean log-probability of its tokens.
     pub(super) fn mean_logprob(&self) -> f32 {
-        let sum: f32 = self.tokens.iter().map(|event| event.token.logprob).sum();
-        sum / self.tokens.len().max(1) as f32
+        let known = self.tokens.iter().filter_map(|event| event.token.logprob);
+        known.sum::<f32>() / self.tokens.len().max(1) as f32
     }
 }
 
@@ -174,8 +174,8 @@ impl Metering {
             timings: finish.timings,
             characters,
             prompt_tokens: input_tokens,
-            generated_tokens: finish.generated_tokens,
-            time_per_token: finish.timings.inference / finish.generated_tokens.max(1),
+            generated_tokens: finish.usage.output_tokens,
+            time_per_token: finish.timings.inference / finish.usage.output_tokens.max(1),
         }
     }
 

@@ -17,10 +17,9 @@ use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_openai, sse, tgi};
 use crate::dispatch::{
-    ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream, Dispatcher, Permit,
-    PreparedChat,
+    ChatEvent, ChatFinish, ChatFinishReason, ChatStream, Dispatcher, Permit, PreparedChat,
 };
-use crate::generation::{Conversation, Error, Request, TokenInfo};
+use crate::generation::{ChatPiece, Conversation, Error, Request, TokenInfo};
 use crate::wire::openai::{
     CalledFunction, ChatChoice, ChatCompletion, ChatCompletionChunk, ChatLogprob, ChatLogprobs,
     ChatRequest, ChunkChoice, Delta, DeltaFunction, DeltaToolCall, OutputMessage, ToolCall,
@@ -154,6 +153,15 @@ impl Chat {
         })
     }
 
+    /// The one answer of a route that gives no more.
+    ///
+    /// Errors: overloaded, invalid; counted.
+    pub(super) async fn answer(&self, api: &Api, call: &Call) -> Result<ChatStream, ApiError> {
+        let accepted = call.requests(api, &[&self.prepared.prompt], &self.ask, false);
+        let (requests, permit) = accepted.map_err(|e| calls::refused(api, e))?;
+        Ok(self.start(api, requests, permit).await?.remove(0))
+    }
+
     /// Starts every answer.
     ///
     /// Errors: the first one met.
@@ -169,6 +177,24 @@ impl Chat {
             .map(|events| self.prepared.read(events))
             .collect())
     }
+}
+
+/// Lets `take` have every event of an answer, to its end.
+///
+/// Errors: those of the answer; incomplete when it has no end.
+pub(super) async fn read_to_end(
+    mut events: ChatStream,
+    mut take: impl FnMut(ChatEvent),
+) -> Result<ChatFinish, Error> {
+    while let Some(event) = events.next().await {
+        let event = event?;
+        let finish = event.finish.clone();
+        take(event);
+        if let Some(finish) = finish {
+            return Ok(finish);
+        }
+    }
+    Err(Error::incomplete())
 }
 
 /// How the calls of an answer are named.
@@ -328,7 +354,7 @@ fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
         let finish = &answer.finish;
         usage = Usage::new(
             finish.input_tokens,
-            usage.completion_tokens + finish.finish.generated_tokens,
+            usage.completion_tokens + finish.finish.usage.output_tokens,
         );
         ChatChoice {
             index,
@@ -337,7 +363,7 @@ fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
                 content: answer
                     .tokens
                     .iter()
-                    .map(|(token, top)| logprob(token, top, vocabulary(api)))
+                    .filter_map(|(token, top)| logprob(token, top, vocabulary(api)))
                     .collect(),
             }),
             message: output_message(answer, &mut ids, compat),
@@ -388,21 +414,30 @@ fn output_message(answer: Answer, ids: &mut CallIds, compat: Compat) -> OutputMe
 }
 
 /// A token with its rivals, and with their bytes where `vocabulary` is given to look them up.
-fn logprob(token: &TokenInfo, top: &[TokenInfo], vocabulary: Option<&Dispatcher>) -> ChatLogprob {
-    let bytes = |token: &TokenInfo| vocabulary.map(|hall| hall.token_bytes(token.id));
-    ChatLogprob {
+///
+/// None for a piece of an answer made elsewhere whose probability is not known.
+fn logprob(
+    token: &TokenInfo,
+    top: &[TokenInfo],
+    vocabulary: Option<&Dispatcher>,
+) -> Option<ChatLogprob> {
+    let bytes = |token: &TokenInfo| match (vocabulary?, token.id) {
+        (hall, Some(id)) => Some(hall.token_bytes(id)),
+        (_, None) => Some(token.text.clone().into_bytes()),
+    };
+    let top = top.iter().filter_map(|token| {
+        Some(TopLogprob {
+            token: token.text.clone(),
+            logprob: token.logprob?,
+            bytes: bytes(token),
+        })
+    });
+    Some(ChatLogprob {
         token: token.text.clone(),
-        logprob: token.logprob,
+        logprob: token.logprob?,
         bytes: bytes(token),
-        top_logprobs: top
-            .iter()
-            .map(|token| TopLogprob {
-                token: token.text.clone(),
-                logprob: token.logprob,
-                bytes: bytes(token),
-            })
-            .collect(),
-    }
+        top_logprobs: top.collect(),
+    })
 }
 
 /// Where the bytes of tokens are looked up; TGI's log-probabilities have none.
@@ -490,7 +525,7 @@ impl ChunkWriter {
         if let Some(finish) = finish {
             self.usage = Usage::new(
                 finish.input_tokens,
-                self.usage.completion_tokens + finish.finish.generated_tokens,
+                self.usage.completion_tokens + finish.finish.usage.output_tokens,
             );
         }
         let each_token = self.compat == Compat::Tgi && !self.wants.may_call;
@@ -507,7 +542,7 @@ impl ChunkWriter {
                 index,
                 delta,
                 logprobs: (self.wants.logprobs && place == 0).then(|| ChatLogprobs {
-                    content: vec![logprob(&token, &top_tokens, self.vocabulary.as_ref())],
+                    content: Vec::from_iter(logprob(&token, &top_tokens, self.vocabulary.as_ref())),
                 }),
                 finish_reason: finish_reason.filter(|_| place == last),
             };

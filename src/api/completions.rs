@@ -131,7 +131,7 @@ impl Writer {
             };
             usage = Usage::new(
                 usage.prompt_tokens + prompt,
-                usage.completion_tokens + answer.finish.generated_tokens,
+                usage.completion_tokens + answer.finish.usage.output_tokens,
             );
             let echoed = self.echoed(index);
             let logprobs = self.logprobs.then(|| {
@@ -186,10 +186,14 @@ fn add_logprobs(all: &mut CompletionLogprobs, event: &TokenEvent, offset: &mut u
     let TokenEvent {
         token, top_tokens, ..
     } = event;
-    let top = |token: &TokenInfo| (token.text.clone(), token.logprob);
+    let Some(logprob) = token.logprob else {
+        return;
+    };
+    let top = |token: &TokenInfo| Some((token.text.clone(), token.logprob?));
     all.tokens.push(token.text.clone());
-    all.token_logprobs.push(token.logprob);
-    all.top_logprobs.push(top_tokens.iter().map(top).collect());
+    all.token_logprobs.push(logprob);
+    all.top_logprobs
+        .push(top_tokens.iter().filter_map(top).collect());
     all.text_offset.push(*offset);
     *offset += shown(token).chars().count();
 }
@@ -273,9 +277,9 @@ impl StreamWriter {
             };
             self.usage = Usage::new(
                 self.usage.prompt_tokens + prompt,
-                self.usage.completion_tokens + finish.generated_tokens,
+                self.usage.completion_tokens + finish.usage.output_tokens,
             );
-            Usage::new(progress.input_tokens, finish.generated_tokens)
+            Usage::new(progress.input_tokens, finish.usage.output_tokens)
         });
         let choice = CompletionChoice {
             index,

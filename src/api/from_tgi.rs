@@ -10,7 +10,9 @@ use axum::http::HeaderMap;
 use rand_core::{OsRng, TryRngCore};
 
 use super::Config;
-use crate::generation::{Error, Grammar, Request, Sampling, StopRule, Tenant};
+use crate::generation::{
+    Error, Grammar, Request, RouteAsk, RouteSlot, Sampling, StopRule, Tenant, TokenDetail,
+};
 use crate::wire::tgi::{self, GenerateParameters};
 
 /// The header by which a caller shortens its deadline, in milliseconds.
@@ -188,19 +190,24 @@ pub(super) fn request(
     }
     Ok(Request {
         prompt: inputs,
+        chat: None,
         add_special_tokens: true,
         truncate: truncate.and_then(NonZeroUsize::new),
         max_new_tokens: max_new_tokens.and_then(NonZeroU32::new),
         stop: stop.clone(),
         stop_rule: StopRule::Keep,
         sampling,
+        seed_given: seed.is_some(),
         grammar: grammar.as_ref().map(grammar_of),
+        detail: TokenDetail::Unseen,
         top_n_tokens: top_n as usize,
         prompt_logprobs: *decoder_input_details && frame.prompt_logprobs,
         accounted: true,
         tenant: frame.tenant.clone(),
         accepted_at: frame.accepted_at,
         deadline: Some(frame.deadline),
+        route: RouteAsk::default(),
+        note: RouteSlot::default(),
     })
 }
 

@@ -7,17 +7,16 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 use serde_json::Value;
 
 use super::body::Body;
 use super::calls::{self, Call, Metering};
-use super::chat::{Chat, unique_id};
+use super::chat::{self, Chat, unique_id};
 use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_messages, from_openai, sse, tgi};
-use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason, ChatPiece};
-use crate::generation::{Error, FinishReason};
+use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason};
+use crate::generation::{ChatPiece, FinishReason};
 use crate::wire::anthropic::{
     BlockDelta, CountTokensRequest, CountTokensResponse, MessageEnd, MessagesEvent,
     MessagesRequest, MessagesResponse, MessagesUsage, OutputBlock,
@@ -39,34 +38,17 @@ pub(super) async fn messages(
         .await
         .map_err(refused)?;
     let characters = chat.prepared.prompt.chars().count();
-    let accepted = call.requests(&api, &[&chat.prepared.prompt], &chat.ask, false);
-    let (requests, permit) = accepted.map_err(refused)?;
-    let mut answer = Box::pin(
-        chat.start(&api, requests, permit)
-            .await?
-            .remove(0)
-            .peekable(),
-    );
+    let answer = chat.answer(&api, &call).await?;
     let mut writer = Writer::new(model, chat.prepared.wants_short_ids());
     if body.stream.unwrap_or(false) {
-        let first = tokio::time::timeout(sse::FIRST_EVENT_WAIT, answer.as_mut().peek()).await;
-        if let Ok(Some(Err(error))) = first {
-            return Err(error.clone().into());
-        }
+        let answer = sse::begun(answer, true).await?;
         let out = calls::stream_headers(&api, characters);
         let frames = sse::frames(answer, writer);
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
-    while let Some(event) = answer.next().await {
-        let event = event?;
-        let finish = event.finish.clone();
-        writer.push(event);
-        if let Some(finish) = finish {
-            let metering = Metering::of(characters, finish.input_tokens, &finish.finish);
-            return Ok((metering.headers(&api, true), Json(writer.message)).into_response());
-        }
-    }
-    Err(Error::incomplete().into())
+    let finish = chat::read_to_end(answer, |event| _ = writer.push(event)).await?;
+    let metering = Metering::of(characters, finish.input_tokens, &finish.finish);
+    Ok((metering.headers(&api, true), Json(writer.message)).into_response())
 }
 
 /// `POST /v1/messages/count_tokens`.
@@ -240,7 +222,7 @@ impl Writer {
             .clone_from(&finish.finish.stop_sequence);
         self.message.usage = MessagesUsage {
             input_tokens: finish.input_tokens,
-            output_tokens: finish.finish.generated_tokens,
+            output_tokens: finish.finish.usage.output_tokens,
         };
         events.push(MessagesEvent::MessageDelta {
             delta: MessageEnd {

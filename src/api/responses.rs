@@ -9,13 +9,13 @@ use futures::{StreamExt, stream};
 
 use super::body::Body;
 use super::calls::{self, Call, Metering};
-use super::chat::{CallIds, Chat, unique_id, unix_seconds};
+use super::chat::{self, CallIds, Chat, unique_id, unix_seconds};
 use super::compat::Compat;
 use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_responses, sse};
-use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream};
-use crate::generation::Error;
+use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason};
+use crate::generation::ChatPiece;
 use crate::wire::responses::{
     IncompleteDetails, InputTokensDetails, OutputItem, OutputPart, OutputTokensDetails,
     ResponsesEvent, ResponsesEventBody, ResponsesFormat, ResponsesRequest, ResponsesResponse,
@@ -38,42 +38,21 @@ pub(super) async fn responses(
         .await
         .map_err(refused)?;
     let characters = chat.prepared.prompt.chars().count();
-    let accepted = call.requests(&api, &[&chat.prepared.prompt], &chat.ask, false);
-    let (requests, permit) = accepted.map_err(refused)?;
-    let mut streams = chat.start(&api, requests, permit).await?;
-    let answer = streams.remove(0);
+    let answer = chat.answer(&api, &call).await?;
     let ids = CallIds::of(&api, &chat);
     let streamed = body.stream.unwrap_or(false);
     let mut writer = Writer::new(shell(body, model), ids);
     if streamed {
         let compat = api.config.compat;
-        let mut answer = Box::pin(answer.peekable());
-        let first = tokio::time::timeout(sse::FIRST_EVENT_WAIT, answer.as_mut().peek()).await;
-        if compat == Compat::OpenAi
-            && let Ok(Some(Err(error))) = first
-        {
-            return Err(error.clone().into());
-        }
+        let answer = sse::begun(answer, compat == Compat::OpenAi).await?;
         let out = calls::stream_headers(&api, characters);
         let opening = writer.opening().map(Ok);
         let frames = stream::iter(opening).chain(sse::frames(answer, StreamWriter(writer, compat)));
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
-    let finish = collect(answer, &mut writer).await?;
+    let finish = chat::read_to_end(answer, |event| _ = writer.push(event)).await?;
     let metering = Metering::of(characters, finish.input_tokens, &finish.finish);
     Ok((metering.headers(&api, true), Json(writer.response)).into_response())
-}
-
-async fn collect(mut answer: ChatStream, writer: &mut Writer) -> Result<ChatFinish, Error> {
-    while let Some(event) = answer.next().await {
-        let event = event?;
-        let finish = event.finish.clone();
-        writer.push(event);
-        if let Some(finish) = finish {
-            return Ok(finish);
-        }
-    }
-    Err(Error::incomplete())
 }
 
 /// The response before anything has been said.
@@ -375,7 +354,7 @@ impl Writer {
             status
         };
         self.close(last, events);
-        let output_tokens = finish.finish.generated_tokens;
+        let output_tokens = finish.finish.usage.output_tokens;
         self.response.status = status;
         self.response.incomplete_details = cut.then_some(IncompleteDetails {
             reason: "max_output_tokens",

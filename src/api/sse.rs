@@ -108,10 +108,20 @@ where
         Err(error) if compat == Compat::OpenAi => return Err(error),
         Err(error) => stream::iter([Err(error)]).right_stream(),
     };
+    begun(events, compat == Compat::OpenAi).await
+}
+
+/// An answer once its first event or a failure has come or [`FIRST_EVENT_WAIT`] is over.
+///
+/// Errors: with `early_status`, a failure before the first event; without, it stays in the stream.
+pub(super) async fn begun<E, X: Into<ApiError> + Clone>(
+    events: impl Stream<Item = Result<E, X>>,
+    early_status: bool,
+) -> Result<impl Stream<Item = Result<E, X>> + Unpin, ApiError> {
     let mut events = Box::pin(events.peekable());
     let first = tokio::time::timeout(FIRST_EVENT_WAIT, events.as_mut().peek()).await;
     match first {
-        Ok(Some(Err(error))) if compat == Compat::OpenAi => Err(error.clone()),
+        Ok(Some(Err(error))) if early_status => Err(error.clone().into()),
         _ => Ok(events),
     }
 }

@@ -196,7 +196,7 @@ fn details(answer: Collected, best_of_sequences: Option<Vec<BestOfSequence>>) ->
     let (tokens, top_tokens) = split_tokens(tokens);
     Details {
         finish_reason: finish_reason(finish.reason),
-        generated_tokens: finish.generated_tokens,
+        generated_tokens: finish.usage.output_tokens,
         seed: finish.seed,
         prefill: prefill(started),
         tokens,
@@ -238,6 +238,9 @@ fn prefill(started: Started) -> Vec<PrefillToken> {
 
 /// Tokens, and the best ones at each place when they were asked for.
 fn split_tokens(events: Vec<TokenEvent>) -> (Vec<Token>, Vec<Vec<Token>>) {
+    // Pieces of an answer made elsewhere are no tokens unless it said so; none are made up.
+    let events = events.into_iter().filter(|event| event.token.id.is_some());
+    let events: Vec<_> = events.collect();
     let asked = events.iter().any(|event| !event.top_tokens.is_empty());
     let mut tokens = Vec::with_capacity(events.len());
     let mut top = Vec::new();
@@ -309,6 +312,7 @@ fn token_frames(
                 let TokenEvent {
                     token: chosen,
                     text: _,
+                    pieces: _,
                     top_tokens,
                     finish,
                 } = event;
@@ -319,7 +323,7 @@ fn token_frames(
                     .filter(|_| parameters.details)
                     .map(|finish| StreamDetails {
                         finish_reason: finish_reason(finish.reason),
-                        generated_tokens: finish.generated_tokens,
+                        generated_tokens: finish.usage.output_tokens,
                         seed: finish.seed,
                         input_length,
                     });
@@ -345,7 +349,7 @@ fn token(info: TokenInfo) -> Token {
         special,
     } = info;
     Token {
-        id: id.0,
+        id: id.map_or(0, |id| id.0),
         text,
         logprob,
         special,

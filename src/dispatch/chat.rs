@@ -12,8 +12,8 @@ use serde_json::{Value as Json, json};
 
 use super::Inner;
 use crate::generation::{
-    Conversation, Error, Event, EventStream, Finish, FinishReason, Grammar, Message, Started,
-    TokenEvent, TokenInfo, Tool, ToolChoice,
+    ChatPiece, Conversation, Error, Event, EventStream, Finish, FinishReason, Grammar, Message,
+    Started, TokenEvent, TokenInfo, Tool, ToolChoice,
 };
 use crate::text::{
     self, ChatTemplate, Forced, GrammarOptions, Piece, ReasoningFormat, ReasoningSplitter, Split,
@@ -261,29 +261,6 @@ pub struct ChatEvent {
     pub finish: Option<ChatFinish>,
 }
 
-/// One piece of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChatPiece {
-    /// Text for the reader.
-    Content(String),
-    /// What the model thinks before it answers.
-    Reasoning(String),
-    /// A call of a function begins.
-    CallStart {
-        /// The call's place.
-        index: usize,
-        /// The function.
-        name: String,
-    },
-    /// More of a call's arguments.
-    Arguments {
-        /// The call's place.
-        index: usize,
-        /// JSON text; all pieces of a call together are one object.
-        text: String,
-    },
-}
-
 /// The end of a chat's answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatFinish {
@@ -341,13 +318,18 @@ impl ChatStream {
         let TokenEvent {
             token,
             text,
+            pieces: told,
             top_tokens,
             finish,
         } = event;
         let mut pieces = Vec::new();
-        self.parser.text(&text, &mut pieces);
-        if token.special {
-            self.parser.special(&token.text, &mut pieces);
+        if let Some(told) = told {
+            self.parser.take(told, &mut pieces);
+        } else {
+            self.parser.text(&text, &mut pieces);
+            if token.special {
+                self.parser.special(&token.text, &mut pieces);
+            }
         }
         let finish = finish.map(|finish| {
             self.parser.finish(&mut pieces);
@@ -362,7 +344,8 @@ impl ChatStream {
         }
     }
 
-    fn end(&self, finish: Finish) -> ChatFinish {
+    fn end(&mut self, finish: Finish) -> ChatFinish {
+        self.input_tokens = finish.usage.input_tokens;
         let broken_call = self.parser.open;
         let reason = match finish.reason {
             FinishReason::Length => ChatFinishReason::Length,
@@ -394,6 +377,22 @@ struct Parser {
 }
 
 impl Parser {
+    /// Pieces that whoever made the answer has told apart.
+    fn take(&mut self, told: Vec<ChatPiece>, pieces: &mut Vec<ChatPiece>) {
+        for piece in told {
+            match &piece {
+                ChatPiece::CallStart { index, .. } | ChatPiece::Arguments { index, .. }
+                    if self.one_call && *index > 0 =>
+                {
+                    continue;
+                }
+                ChatPiece::CallStart { .. } => self.calls += 1,
+                _ => {}
+            }
+            pieces.push(piece);
+        }
+    }
+
     fn text(&mut self, text: &str, pieces: &mut Vec<ChatPiece>) {
         let Some((_, splitter)) = &mut self.reasoning else {
             return self.content(text, false, pieces);

@@ -16,7 +16,7 @@ use super::{Config, Inner};
 use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
 use crate::generation::{
     Error, ErrorKind, Event, EventStream, Finish, FinishReason, Grammar, PromptToken, Request,
-    RequestId, Started, Timings, TokenEvent, TokenId, TokenInfo,
+    RequestId, Started, Timings, TokenEvent, TokenId, TokenInfo, Usage,
 };
 use crate::guided::{GrammarError, Guide};
 use crate::telemetry::{Failure, Metrics};
@@ -293,22 +293,23 @@ impl Answer {
         for (id, logprob) in top {
             let special = self.inner.tokenizer.is_special(id);
             top_tokens.push(TokenInfo {
-                id,
+                id: Some(id),
                 text: self.text_of(id)?,
-                logprob,
+                logprob: Some(logprob),
                 special,
             });
         }
         let token = TokenInfo {
-            id,
+            id: Some(id),
             text: token_text,
-            logprob,
+            logprob: Some(logprob),
             special,
         };
         let finish = reason.map(|reason| self.finish(reason, stopped));
         Ok(TokenEvent {
             token,
             text,
+            pieces: None,
             top_tokens,
             finish,
         })
@@ -342,7 +343,7 @@ impl Answer {
             reason,
             stop_sequence,
             generated_text,
-            generated_tokens: self.generated_tokens,
+            usage: Usage::counted(self.input_tokens, self.generated_tokens),
             seed: self.seed,
             timings,
         }

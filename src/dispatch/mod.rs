@@ -10,7 +10,7 @@ mod lifecycle;
 mod transcript;
 
 pub use admission::Permit;
-pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatPiece, ChatStream, PreparedChat};
+pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatStream, PreparedChat};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,8 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::engine::Engine;
 use crate::generation::{
-    Conversation, Error, Event, EventStream, Grammar, Message, Request, RequestId, Sampling,
-    StopRule, Tenant, TokenId,
+    Conversation, Error, Event, EventStream, Grammar, Message, Request, RequestId, TokenId,
 };
 use crate::guided::{CACHED_GRAMMARS, Compiler};
 use crate::telemetry::{Failure, Metrics};
@@ -216,20 +215,9 @@ impl Dispatcher {
         }
         let now = Instant::now();
         let probe = Request {
-            prompt: "liveness".to_owned(),
-            add_special_tokens: true,
-            truncate: None,
             max_new_tokens: std::num::NonZeroU32::new(1),
-            stop: Vec::new(),
-            stop_rule: StopRule::Keep,
-            sampling: Sampling::GREEDY,
-            grammar: None,
-            top_n_tokens: 0,
-            prompt_logprobs: false,
-            accounted: false,
-            tenant: Tenant::anonymous(),
-            accepted_at: now,
             deadline: Some(now + HEALTH_PROBE_TIME),
+            ..Request::of("liveness")
         };
         let stream = lifecycle::start(&self.inner, probe, Permit::none()).await;
         let mut stream = stream.map_err(|_| Error::unhealthy())?;

@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use futures::Stream;
 
-use super::{Error, TokenId};
+use super::{Error, TokenId, Usage};
 
-/// One generated token as a caller sees it.
+/// One generated token as a caller sees it. An answer made elsewhere comes in pieces that need not be tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenInfo {
-    /// Index in the vocabulary.
-    pub id: TokenId,
+    /// Index in the vocabulary; none where whoever made the answer did not say.
+    pub id: Option<TokenId>,
     /// Text this token adds; empty while a character is still incomplete.
     pub text: String,
-    /// Natural logarithm of the token's probability after all processing.
-    pub logprob: f32,
+    /// Natural logarithm of the token's probability after all processing; none where it is not known.
+    pub logprob: Option<f32>,
     /// Whether the tokenizer counts it among its special tokens.
     pub special: bool,
 }
@@ -69,9 +69,9 @@ pub struct Finish {
     pub stop_sequence: Option<String>,
     /// All generated text, special tokens left out.
     pub generated_text: String,
-    /// Tokens generated, a final EOS included.
-    pub generated_tokens: u32,
-    /// The seed that drew the tokens; none when decoding was greedy.
+    /// What was read and written, a final EOS included.
+    pub usage: Usage,
+    /// The seed that drew the tokens; none when decoding was greedy, or when whoever drew them did not say.
     pub seed: Option<u64>,
     /// Where the time went.
     pub timings: Timings,
@@ -80,7 +80,8 @@ pub struct Finish {
 /// What is known once the prompt has been processed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Started {
-    /// Tokens of the prompt after truncation.
+    /// Tokens of the prompt after truncation; for an answer made elsewhere, as estimated here. The usage in the
+    /// finish is what counts.
     pub input_tokens: u32,
     /// The prompt's tokens with their probabilities, when they were asked for.
     pub prompt: Vec<PromptToken>,
@@ -94,10 +95,35 @@ pub struct TokenEvent {
     /// Text of the answer that is certain by now: this token's, less what may begin a stop string that is to be
     /// dropped, behind what earlier tokens held back. A special token has none of its own.
     pub text: String,
+    /// The same, told apart by whoever made the answer; none where that is still to be done.
+    pub pieces: Option<Vec<ChatPiece>>,
     /// The most probable tokens at this place, best first, as many as were asked for (more on ties).
     pub top_tokens: Vec<TokenInfo>,
     /// Present on the last token only.
     pub finish: Option<Finish>,
+}
+
+/// One piece of a chat's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatPiece {
+    /// Text for the reader.
+    Content(String),
+    /// What the model thinks before it answers.
+    Reasoning(String),
+    /// A call of a function begins.
+    CallStart {
+        /// The call's place.
+        index: usize,
+        /// The function.
+        name: String,
+    },
+    /// More of a call's arguments.
+    Arguments {
+        /// The call's place.
+        index: usize,
+        /// JSON text; all pieces of a call together are one object.
+        text: String,
+    },
 }
 
 /// One event of an answer, in the order they come.

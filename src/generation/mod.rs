@@ -9,11 +9,19 @@ mod error;
 mod event;
 mod ids;
 mod request;
+mod route;
+mod usage;
 
 pub use chat::{Conversation, Message, Tool, ToolCall, ToolChoice};
 pub use error::{Error, ErrorKind};
 pub use event::{
-    Event, EventStream, Finish, FinishReason, PromptToken, Started, Timings, TokenEvent, TokenInfo,
+    ChatPiece, Event, EventStream, Finish, FinishReason, PromptToken, Started, Timings, TokenEvent,
+    TokenInfo,
 };
 pub use ids::{RequestId, TokenId};
-pub use request::{FrequencyRule, Grammar, InvalidSampling, Request, Sampling, StopRule, Tenant};
+pub use request::{
+    ChatAsk, FrequencyRule, Grammar, InvalidSampling, Request, Sampling, StopRule, Tenant,
+    TokenDetail,
+};
+pub use route::{Policy, Reason, RouteAsk, RouteNote, RouteNotes, RouteSlot, Side};
+pub use usage::{Usage, UsageSource};

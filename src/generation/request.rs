@@ -8,7 +8,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::TokenId;
+use super::{Conversation, Error, RouteAsk, RouteSlot, TokenId};
 
 /// Whose request it is: separates prefix caches, and later budgets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,8 +24,10 @@ impl Tenant {
 /// One request, validated as far as that is possible without a tokenizer.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Text to continue.
+    /// Text to continue; for a chat, what the local model's template makes of it, empty where nothing can.
     pub prompt: String,
+    /// The conversation that the prompt was made of.
+    pub chat: Option<Arc<ChatAsk>>,
     /// Whether the tokenizer adds its own special tokens (BOS) around the prompt.
     pub add_special_tokens: bool,
     /// Keeps only the last so many tokens of the prompt.
@@ -38,8 +40,12 @@ pub struct Request {
     pub stop_rule: StopRule,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Whether the seed in `sampling` is the caller's; else it was drawn here.
+    pub seed_given: bool,
     /// What shape the answer must have.
     pub grammar: Option<Grammar>,
+    /// What the caller gets to see of single tokens.
+    pub detail: TokenDetail,
     /// How many of the most probable tokens to report at each place.
     pub top_n_tokens: usize,
     /// Whether to report the probabilities of the prompt's own tokens.
@@ -52,6 +58,62 @@ pub struct Request {
     pub accepted_at: Instant,
     /// When the caller stops caring.
     pub deadline: Option<Instant>,
+    /// What the caller allows and asks of routing.
+    pub route: RouteAsk,
+    /// Where it is noted what became of it.
+    pub note: RouteSlot,
+}
+
+impl Request {
+    /// A greedy continuation of a text by an anonymous caller, with nothing else asked for.
+    pub fn of(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            chat: None,
+            add_special_tokens: true,
+            truncate: None,
+            max_new_tokens: None,
+            stop: Vec::new(),
+            stop_rule: StopRule::Keep,
+            sampling: Sampling::GREEDY,
+            seed_given: false,
+            grammar: None,
+            detail: TokenDetail::Unseen,
+            top_n_tokens: 0,
+            prompt_logprobs: false,
+            accounted: false,
+            tenant: Tenant::anonymous(),
+            accepted_at: Instant::now(),
+            deadline: None,
+            route: RouteAsk::default(),
+            note: RouteSlot::default(),
+        }
+    }
+}
+
+/// A conversation as the caller handed it over, for whoever renders it elsewhere.
+#[derive(Debug, Clone)]
+pub struct ChatAsk {
+    /// Messages, tools, and what else a template sees.
+    pub conversation: Conversation,
+    /// The shape that the caller asked for; the request's own grammar also holds what tools ask for here.
+    pub shape: Option<Grammar>,
+    /// Why this machine cannot answer it, if it cannot.
+    pub unsupported: Option<Error>,
+}
+
+/// What a caller gets to see of single tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TokenDetail {
+    /// Nothing: the text alone counts.
+    #[default]
+    Unseen,
+    /// The route's stream is made of tokens, whether the caller cares for them or not.
+    Framed,
+    /// Their log-probabilities were asked for.
+    Logprobs,
+    /// Their ids and log-probabilities were asked for.
+    Full,
 }
 
 /// What becomes of the stop string that ended an answer.

@@ -126,12 +126,13 @@ pub struct NamedSchema {
 /// A generated token.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Token {
-    /// Index in the vocabulary.
+    /// Index in the vocabulary; 0 where whoever made the answer did not say.
     pub id: u32,
     /// Its text.
     pub text: String,
-    /// Log-probability.
-    pub logprob: f32,
+    /// Log-probability; null where whoever made the answer did not say.
+    #[schema(required)]
+    pub logprob: Option<f32>,
     /// Whether it is a special token.
     pub special: bool,
 }

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use sconce::dispatch::{self, Dispatcher};
 use sconce::engine::{self, Engine, Job, Output, SubmitError};
-use sconce::generation::{
-    ErrorKind, Event, EventStream, Request, Sampling, StopRule, Tenant, TokenId,
-};
+use sconce::generation::{ErrorKind, Event, EventStream, Request, Sampling, Tenant, TokenId};
 use sconce::model::{CausalLm, Logits, ModelError, StepInput};
 use sconce::telemetry::{HistogramRanges, Metrics};
 use sconce::text::{SpecialTokens, Tokenizer};
@@ -213,20 +211,9 @@ fn hall(setup: &Setup) -> Dispatcher {
 
 fn request() -> Request {
     Request {
-        prompt: "a".to_owned(),
-        add_special_tokens: true,
-        truncate: None,
         max_new_tokens: std::num::NonZeroU32::new(3),
-        stop: Vec::new(),
-        sampling: Sampling::GREEDY,
-        stop_rule: StopRule::Keep,
-        grammar: None,
-        top_n_tokens: 0,
-        prompt_logprobs: false,
         accounted: true,
-        tenant: Tenant::anonymous(),
-        accepted_at: Instant::now(),
-        deadline: None,
+        ..Request::of("a")
     }
 }
 
