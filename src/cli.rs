@@ -6,8 +6,10 @@ use std::io::Write;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app;
+use crate::commands::audit::AuditCommand;
 use crate::commands::key::KeyCommand;
 use crate::commands::print_schema;
+use crate::commands::probe_upstream::{self, ProbeArgs};
 use crate::config::{Machine, RawConfig, ServeArgs, Settings};
 use crate::telemetry::init_log;
 
@@ -29,8 +31,13 @@ enum Command {
     /// Make, list and revoke the keys of callers
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Check the log of what has left this machine
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Print the OpenAPI description of every route, and stop
     PrintSchema,
+    /// Ask an upstream's targets what they can do, by a few tiny requests; says first what they cost
+    ProbeUpstream(ProbeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -55,7 +62,9 @@ impl Cli {
                 Ok(std::io::stdout().write_all(report.as_bytes())?)
             }
             Command::Key(command) => command.run(),
+            Command::Audit(command) => command.run(),
             Command::PrintSchema => print_schema::run(),
+            Command::ProbeUpstream(args) => probe_upstream::run(&args),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One call of any dialect: its frame, its permits and requests, its answers collected, its headers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -9,11 +10,12 @@ use futures::future::try_join_all;
 use super::error::ApiError;
 use super::from_openai::Ask;
 use super::keys::Caller;
+use super::routing::Routed;
 use super::{Api, from_tgi};
-use crate::dispatch::Permit;
+use crate::dispatch::{Permit, PreparedChat};
 use crate::generation::{
     Error, ErrorKind, Event, EventStream, Finish, Request, Started, StopRule, Tenant, Timings,
-    TokenEvent,
+    TokenDetail, TokenEvent,
 };
 
 /// When and for whom a call came in, and when it is given up.
@@ -22,13 +24,30 @@ pub(super) struct Call {
     pub(super) tenant: Tenant,
     pub(super) accepted_at: Instant,
     pub(super) deadline: Instant,
+    /// What the caller says about routing, and where it is noted what became of it.
+    pub(super) routed: Routed,
+}
+
+/// What a call's answers are made of.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Made<'a> {
+    /// Texts to continue, each by answers of its own.
+    Of(&'a [&'a str]),
+    /// A conversation.
+    From(&'a PreparedChat),
 }
 
 impl Call {
     /// Counts a call and reads what its headers say about it.
     ///
     /// Errors: a header that cannot be understood.
-    pub(super) fn open(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<Self, Error> {
+    pub(super) fn open(
+        api: &Api,
+        caller: &Caller,
+        headers: &HeaderMap,
+        model: Option<&str>,
+        stream: bool,
+    ) -> Result<Self, Error> {
         let accepted_at = Instant::now();
         api.dispatcher.count_request();
         let asked = from_tgi::asked_deadline(headers)?;
@@ -36,6 +55,7 @@ impl Call {
             tenant: caller.tenant.clone(),
             accepted_at,
             deadline: api.dispatcher.deadline(accepted_at, asked),
+            routed: caller.routed.of(model, stream),
         })
     }
 
@@ -47,10 +67,18 @@ impl Call {
     pub(super) fn requests(
         &self,
         api: &Api,
-        prompts: &[&str],
+        made: Made<'_>,
         ask: &Ask,
-        add_special_tokens: bool,
     ) -> Result<(Vec<Request>, Permit), Error> {
+        let one;
+        let (prompts, chat) = match made {
+            Made::Of(prompts) => (prompts, None),
+            Made::From(chat) => {
+                one = [chat.prompt.as_str()];
+                (&one[..], Some(Arc::clone(&chat.ask)))
+            }
+        };
+        let is_chat = chat.is_some();
         let answers = prompts.len() * ask.choices;
         let most = api.dispatcher.config().max_concurrent_requests;
         if answers > most {
@@ -66,18 +94,29 @@ impl Call {
             tenant: self.tenant.clone(),
             accepted_at: self.accepted_at,
             deadline: self.deadline,
+            routed: self.routed.clone(),
+            chat,
+            detail: if ask.logprobs {
+                TokenDetail::Logprobs
+            } else {
+                TokenDetail::Unseen
+            },
         };
         let mut requests = Vec::with_capacity(answers);
         for prompt in prompts {
             let mut request =
                 from_tgi::request((*prompt).to_owned(), &ask.parameters, &api.config, &frame)?;
-            request.add_special_tokens = add_special_tokens;
+            // A template writes all special tokens itself.
+            request.add_special_tokens = !is_chat;
             request.stop_rule = StopRule::Drop;
             request.grammar = ask.shape.clone();
             ask.complete(&mut request, api.config.compat)?;
             for choice in 0..ask.choices {
                 let mut request = request.clone();
                 request.accounted = requests.is_empty();
+                if !request.accounted {
+                    request.note = self.routed.slot();
+                }
                 if choice > 0 && request.sampling.seed.is_some() {
                     request.sampling.seed = Some(match ask.parameters.seed {
                         Some(seed) => seed.wrapping_add(choice as u64),

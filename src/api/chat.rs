@@ -11,15 +11,16 @@ use futures::StreamExt;
 use futures::future::try_join_all;
 
 use super::body::Body;
-use super::calls::{self, Call, Metering};
+use super::calls::{self, Call, Made, Metering};
 use super::compat::Compat;
 use super::error::ApiError;
 use super::keys::Caller;
+use super::routing::ModelName;
 use super::{Api, from_openai, sse, tgi};
 use crate::dispatch::{
     ChatEvent, ChatFinish, ChatFinishReason, ChatStream, Dispatcher, Permit, PreparedChat,
 };
-use crate::generation::{ChatPiece, Conversation, Error, Request, TokenInfo};
+use crate::generation::{ChatPiece, Conversation, Error, Request, RouteAsk, TokenInfo};
 use crate::wire::openai::{
     CalledFunction, ChatChoice, ChatCompletion, ChatCompletionChunk, ChatLogprob, ChatLogprobs,
     ChatRequest, ChunkChoice, Delta, DeltaFunction, DeltaToolCall, OutputMessage, ToolCall,
@@ -35,13 +36,15 @@ pub(super) async fn chat_completions(
     Body(body): Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let refused = |e| calls::refused(&api, e);
-    let call = Call::open(&api, &caller, &headers).map_err(refused)?;
+    let streamed = body.stream.unwrap_or(false);
+    let call =
+        Call::open(&api, &caller, &headers, body.model.as_deref(), streamed).map_err(refused)?;
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
-    let chat = Chat::prepare(&api, &body, call.deadline)
+    let chat = Chat::prepare(&api, &body, call.deadline, Some(&call.routed.ask))
         .await
         .map_err(refused)?;
     let wants = Wants {
-        model,
+        model: ModelName::new(model, &call.routed),
         ids: CallIds::of(&api, &chat),
         logprobs: body.logprobs.unwrap_or(false),
         may_call: chat.prepared.may_call(),
@@ -51,19 +54,19 @@ pub(super) async fn chat_completions(
             .is_some_and(|options| options.include_usage.unwrap_or(false)),
     };
     let characters = chat.prepared.prompt.chars().count();
-    if body.stream.unwrap_or(false) {
-        let accepted = call.requests(&api, &[&chat.prepared.prompt], &chat.ask, false);
+    if streamed {
+        let accepted = call.requests(&api, Made::From(&chat.prepared), &chat.ask);
         let streams = match accepted {
             Ok((requests, permit)) => chat.start(&api, requests, permit).await,
             Err(error) => Err(calls::refused(&api, error)),
         };
         let out = calls::stream_headers(&api, characters);
         let events = sse::side_by_side(streams, api.config.compat).await?;
-        let frames = sse::frames(events, ChunkWriter::new(&api, wants));
+        let frames = sse::frames(events, ChunkWriter::new(&api, wants), &call.routed);
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     let (requests, permit) = call
-        .requests(&api, &[&chat.prepared.prompt], &chat.ask, false)
+        .requests(&api, Made::From(&chat.prepared), &chat.ask)
         .map_err(refused)?;
     let streams = chat.start(&api, requests, permit).await?;
     let answers = try_join_all(streams.into_iter().map(Answer::from)).await?;
@@ -90,13 +93,13 @@ pub(super) async fn plain_answer(
     body: &ChatRequest,
 ) -> Result<String, ApiError> {
     let refused = |e| calls::refused(api, e);
-    let call = Call::open(api, caller, headers).map_err(refused)?;
-    let mut chat = Chat::prepare(api, body, call.deadline)
+    let call = Call::open(api, caller, headers, body.model.as_deref(), false).map_err(refused)?;
+    let mut chat = Chat::prepare(api, body, call.deadline, Some(&call.routed.ask))
         .await
         .map_err(refused)?;
     chat.ask.choices = 1;
     let (requests, permit) = call
-        .requests(api, &[&chat.prepared.prompt], &chat.ask, false)
+        .requests(api, Made::From(&chat.prepared), &chat.ask)
         .map_err(refused)?;
     let events = calls::start(api, requests, permit).await?.remove(0);
     Ok(calls::Collected::from(events).await?.finish.generated_text)
@@ -108,7 +111,7 @@ pub(super) async fn chat_tokenize(
     Body(body): Body<ChatRequest>,
 ) -> Result<Json<ChatTokenizeResponse>, ApiError> {
     let deadline = api.dispatcher.deadline(Instant::now(), None);
-    let chat = Chat::prepare(&api, &body, deadline).await?;
+    let chat = Chat::prepare(&api, &body, deadline, None).await?;
     let templated_text = chat.prepared.prompt;
     Ok(Json(ChatTokenizeResponse {
         tokenize_response: tgi::tokens_of(&api, &templated_text, false).await?,
@@ -121,17 +124,22 @@ pub(super) async fn chat_tokenize(
 pub(super) struct Chat {
     pub(super) prepared: PreparedChat,
     pub(super) ask: from_openai::Ask,
-    history: Conversation,
 }
 
 impl Chat {
-    async fn prepare(api: &Api, body: &ChatRequest, deadline: Instant) -> Result<Self, Error> {
+    async fn prepare(
+        api: &Api,
+        body: &ChatRequest,
+        deadline: Instant,
+        route: Option<&RouteAsk>,
+    ) -> Result<Self, Error> {
         let conversation = from_openai::conversation(body, &api.config)?;
         let ask = from_openai::chat_ask(body, &api.config, api.dispatcher.vocab_size())?;
-        Self::of(api, conversation, ask, deadline).await
+        Self::of(api, conversation, ask, deadline, route).await
     }
 
-    /// Renders a conversation; the shape of the answer, if one is asked for, may change with it.
+    /// Renders a conversation; the shape of the answer, if one is asked for, may change with it. Without a
+    /// `route` it is for this machine alone.
     ///
     /// Errors: the template's, or wrong tools; the deadline passes.
     pub(super) async fn of(
@@ -139,25 +147,22 @@ impl Chat {
         conversation: Conversation,
         mut ask: from_openai::Ask,
         deadline: Instant,
+        route: Option<&RouteAsk>,
     ) -> Result<Self, Error> {
         let shape = ask.shape.take();
-        let preparing = api.dispatcher.prepare_chat(conversation, shape);
-        let (prepared, history) = tokio::time::timeout_at(deadline.into(), preparing)
+        let preparing = api.dispatcher.prepare_chat(conversation, shape, route);
+        let prepared = tokio::time::timeout_at(deadline.into(), preparing)
             .await
             .map_err(|_| Error::deadline_exceeded())??;
         ask.shape = prepared.grammar.clone();
-        Ok(Self {
-            prepared,
-            ask,
-            history,
-        })
+        Ok(Self { prepared, ask })
     }
 
     /// The one answer of a route that gives no more.
     ///
     /// Errors: overloaded, invalid; counted.
     pub(super) async fn answer(&self, api: &Api, call: &Call) -> Result<ChatStream, ApiError> {
-        let accepted = call.requests(api, &[&self.prepared.prompt], &self.ask, false);
+        let accepted = call.requests(api, Made::From(&self.prepared), &self.ask);
         let (requests, permit) = accepted.map_err(|e| calls::refused(api, e))?;
         Ok(self.start(api, requests, permit).await?.remove(0))
     }
@@ -222,7 +227,13 @@ impl CallIds {
         if api.config.compat == Compat::OpenAi {
             return unique;
         }
-        let calls = chat.history.messages.iter().flat_map(|m| &m.tool_calls);
+        let calls = chat
+            .prepared
+            .ask
+            .conversation
+            .messages
+            .iter()
+            .flat_map(|m| &m.tool_calls);
         let numbers = calls.map(|call| call.id.parse::<u32>().ok());
         match numbers.collect::<Option<Vec<_>>>() {
             Some(numbers) => Self::From(
@@ -262,7 +273,7 @@ pub(super) fn unix_seconds() -> u64 {
 /// What the answer should hold.
 #[derive(Debug, Clone)]
 struct Wants {
-    model: String,
+    model: ModelName,
     ids: CallIds,
     logprobs: bool,
     usage: bool,
@@ -374,7 +385,7 @@ fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
         object: "chat.completion",
         id: api.answer_id("chatcmpl-"),
         created: unix_seconds(),
-        model,
+        model: model.now(),
         system_fingerprint: api.fingerprint(),
         choices,
         usage,
@@ -494,7 +505,7 @@ impl ChunkWriter {
             object: "chat.completion.chunk",
             id: self.id.clone(),
             created: unix_seconds(),
-            model: self.wants.model.clone(),
+            model: self.wants.model.now(),
             system_fingerprint: self.fingerprint.clone(),
             choices,
             usage,

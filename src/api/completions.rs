@@ -8,11 +8,12 @@ use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 
 use super::body::Body;
-use super::calls::{self, Call, Collected, Metering};
+use super::calls::{self, Call, Collected, Made, Metering};
 use super::chat::unix_seconds;
 use super::compat::Compat;
 use super::error::ApiError;
 use super::keys::Caller;
+use super::routing::ModelName;
 use super::{Api, from_openai, sse};
 use crate::generation::{Error, Event, FinishReason, TokenEvent, TokenInfo};
 use crate::wire::openai::{
@@ -27,7 +28,9 @@ pub(super) async fn completions(
     Body(body): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let refused = |e| calls::refused(&api, e);
-    let call = Call::open(&api, &caller, &headers).map_err(refused)?;
+    let streamed = body.stream.unwrap_or(false);
+    let call =
+        Call::open(&api, &caller, &headers, body.model.as_deref(), streamed).map_err(refused)?;
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
     let counted = |error: ApiError| {
         api.dispatcher.count_refusal(&Error::invalid(String::new()));
@@ -44,16 +47,15 @@ pub(super) async fn completions(
     }
     let ask = from_openai::completion_ask(&body, &api.config, api.dispatcher.vocab_size())
         .map_err(refused)?;
-    let streamed = body.stream.unwrap_or(false);
-    let accepted = call.requests(&api, &prompts, &ask, true);
+    let accepted = call.requests(&api, Made::Of(&prompts), &ask);
     let characters = |place: usize| prompts[place / ask.choices].chars().count();
     let writer = Writer {
         compat: api.config.compat,
         id: api.answer_id("cmpl-"),
         // TGI names the served model whatever was asked for.
         model: match api.config.compat {
-            Compat::Tgi => api.info.model_id.clone(),
-            Compat::OpenAi => model,
+            Compat::Tgi => ModelName::new(api.info.model_id.clone(), &call.routed),
+            Compat::OpenAi => ModelName::new(model, &call.routed),
         },
         fingerprint: api.fingerprint(),
         echo: body.echo.unwrap_or(false),
@@ -75,7 +77,7 @@ pub(super) async fn completions(
         let all = prompts.iter().map(|prompt| prompt.chars().count()).sum();
         let out = calls::stream_headers(&api, all);
         let events = sse::side_by_side(streams, api.config.compat).await?;
-        let frames = sse::frames(events, StreamWriter::new(writer));
+        let frames = sse::frames(events, StreamWriter::new(writer), &call.routed);
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     let (requests, permit) = accepted.map_err(refused)?;
@@ -84,7 +86,7 @@ pub(super) async fn completions(
     let metering = answers.iter().enumerate().map(|(place, answer)| {
         // The answers to a prompt share it.
         let once = u32::from(place.is_multiple_of(ask.choices));
-        let input_tokens = answer.started.input_tokens * once;
+        let input_tokens = answer.finish.usage.input_tokens * once;
         Metering::of(
             characters(place) * once as usize,
             input_tokens,
@@ -103,7 +105,7 @@ pub(super) async fn completions(
 struct Writer {
     compat: Compat,
     id: String,
-    model: String,
+    model: ModelName,
     fingerprint: String,
     echo: bool,
     logprobs: bool,
@@ -126,7 +128,7 @@ impl Writer {
         let mut usage = Usage::default();
         let choice = |(index, answer): (usize, Collected)| {
             let prompt = match index % self.choices {
-                0 => answer.started.input_tokens,
+                0 => answer.finish.usage.input_tokens,
                 _ => 0,
             };
             usage = Usage::new(
@@ -154,7 +156,7 @@ impl Writer {
             object: "text_completion",
             id: self.id,
             created: unix_seconds(),
-            model: self.model,
+            model: self.model.now(),
             system_fingerprint: self.fingerprint,
             choices,
             usage,
@@ -167,7 +169,7 @@ impl Writer {
             id: self.id.clone(),
             created: unix_seconds(),
             choices,
-            model: self.model.clone(),
+            model: self.model.now(),
             system_fingerprint: self.fingerprint.clone(),
             usage,
         }
@@ -265,6 +267,9 @@ impl StreamWriter {
             one
         });
         let finish = event.finish;
+        if let Some(finish) = &finish {
+            progress.input_tokens = finish.usage.input_tokens;
+        }
         let before_the_end = match self.writer.compat {
             Compat::Tgi => Some(""),
             Compat::OpenAi => None,

@@ -41,6 +41,8 @@ pub(super) struct ApiError {
     no_retry: bool,
     /// Whether a shorter request might pass.
     too_long: bool,
+    /// Whether money is what is lacking, for which TGI's routes have no status of their own.
+    is_budget: bool,
 }
 
 impl ApiError {
@@ -89,6 +91,7 @@ impl ApiError {
             retry_after_s: None,
             no_retry: false,
             too_long: false,
+            is_budget: false,
         }
     }
 
@@ -112,7 +115,7 @@ impl ApiError {
     /// The event that ends a stream of OpenAI's routes.
     pub(super) fn event(&self, compat: Compat) -> StreamError {
         let http_status_code = match compat {
-            Compat::Tgi => self.status,
+            Compat::Tgi => self.v1_status(),
             Compat::OpenAi => self.openai_status(),
         }
         .as_u16();
@@ -133,6 +136,7 @@ impl ApiError {
     pub(super) fn anthropic(&self) -> AnthropicError {
         let kind = match self.anthropic_status().as_u16() {
             401 => "authentication_error",
+            402 => "billing_error",
             404 => "not_found_error",
             413 => "request_too_large",
             429 => "rate_limit_error",
@@ -149,6 +153,15 @@ impl ApiError {
         }
     }
 
+    /// TGI's status on OpenAI's routes.
+    fn v1_status(&self) -> StatusCode {
+        if self.is_budget {
+            StatusCode::PAYMENT_REQUIRED
+        } else {
+            self.status
+        }
+    }
+
     fn anthropic_status(&self) -> StatusCode {
         self.openai_status()
     }
@@ -156,6 +169,7 @@ impl ApiError {
     /// OpenAI answers 400 to whatever is wrong with a request, and 500 when its engine fails.
     fn openai_status(&self) -> StatusCode {
         match self.status {
+            _ if self.is_budget => StatusCode::PAYMENT_REQUIRED,
             StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
             StatusCode::FAILED_DEPENDENCY => StatusCode::INTERNAL_SERVER_ERROR,
             other => other,
@@ -164,6 +178,7 @@ impl ApiError {
 
     fn openai_type(&self) -> &'static str {
         match self.openai_status().as_u16() {
+            402 => "insufficient_quota",
             429 => "rate_limit_error",
             500.. => "server_error",
             _ => "invalid_request_error",
@@ -178,6 +193,7 @@ impl ApiError {
             _ if self.too_long => "context_length_exceeded",
             (_, "model_not_found") => "model_not_found",
             (429, _) => "rate_limit_exceeded",
+            _ if self.is_budget => "budget_exceeded",
             (_, "timeout") => "timeout",
             (500.. | 424, _) => "server_error",
             _ => "invalid_value",
@@ -209,7 +225,7 @@ impl ApiError {
                     code: Some(self.code().to_owned()),
                     param: self.param(),
                 };
-                (self.status, Json(body)).into_response()
+                (self.v1_status(), Json(body)).into_response()
             }
             Dialect::OpenAi(Compat::OpenAi) => {
                 let error = NestedErrorDetail {
@@ -273,6 +289,12 @@ impl From<Error> for ApiError {
                 "generation",
                 format!("Request failed during generation: {message}"),
             ),
+            ErrorKind::NoTarget => Self::new(StatusCode::FAILED_DEPENDENCY, "generation", message),
+            ErrorKind::Budget => Self {
+                is_budget: true,
+                no_retry: true,
+                ..Self::new(StatusCode::FAILED_DEPENDENCY, "budget_exceeded", message)
+            },
             ErrorKind::DeadlineExceeded => Self {
                 no_retry: true,
                 ..Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)

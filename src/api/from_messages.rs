@@ -22,6 +22,7 @@ pub(super) fn ask(body: &MessagesRequest) -> Result<Ask, Error> {
         ))),
     });
     Ok(Ask {
+        logprobs: false,
         parameters: parameters(Written {
             temperature: body.temperature,
             top_p: body.top_p,

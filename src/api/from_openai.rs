@@ -28,6 +28,8 @@ pub(super) struct Ask {
     pub(super) min_p: Option<f32>,
     pub(super) logit_bias: Vec<(TokenId, f32)>,
     pub(super) shape: Option<Grammar>,
+    /// Whether log-probabilities are shown.
+    pub(super) logprobs: bool,
     /// How many answers to give.
     pub(super) choices: usize,
 }
@@ -82,6 +84,7 @@ pub(super) fn chat_ask(
         min_p: body.min_p,
         logit_bias: biases(body.logit_bias.as_ref(), vocab_size)?,
         shape: shape.flatten(),
+        logprobs: body.logprobs.unwrap_or(false),
         choices: choices(body.n, config)?,
     })
 }
@@ -111,6 +114,7 @@ pub(super) fn completion_ask(
         min_p: body.min_p,
         logit_bias: biases(body.logit_bias.as_ref(), vocab_size)?,
         shape: shape.flatten(),
+        logprobs: body.logprobs.is_some(),
         choices: choices(body.n, config)?,
     })
 }

@@ -44,6 +44,7 @@ pub(super) fn ask(body: &ResponsesRequest) -> Result<Ask, Error> {
         ))),
     });
     Ok(Ask {
+        logprobs: false,
         parameters: parameters(Written {
             temperature: body.temperature,
             top_p: body.top_p,

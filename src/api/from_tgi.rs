@@ -4,14 +4,16 @@
 //! tokenizer come later, in the hall.
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use rand_core::{OsRng, TryRngCore};
 
 use super::Config;
+use super::routing::Routed;
 use crate::generation::{
-    Error, Grammar, Request, RouteAsk, RouteSlot, Sampling, StopRule, Tenant, TokenDetail,
+    ChatAsk, Error, Grammar, Request, Sampling, StopRule, Tenant, TokenDetail,
 };
 use crate::wire::tgi::{self, GenerateParameters};
 
@@ -80,6 +82,10 @@ pub(super) struct Frame {
     pub(super) accepted_at: Instant,
     pub(super) deadline: Instant,
     pub(super) tenant: Tenant,
+    pub(super) routed: Routed,
+    /// The conversation that the inputs were made of; only then may they be empty.
+    pub(super) chat: Option<Arc<ChatAsk>>,
+    pub(super) detail: TokenDetail,
 }
 
 /// Rules 1 to 13, then the request. Without a seed a sampled request draws one.
@@ -158,7 +164,7 @@ pub(super) fn request(
             config.max_top_n_tokens
         ));
     }
-    if inputs.is_empty() {
+    if inputs.is_empty() && frame.chat.is_none() {
         return invalid("`inputs` cannot be empty".to_owned());
     }
     if let Some(n) = truncate
@@ -190,7 +196,7 @@ pub(super) fn request(
     }
     Ok(Request {
         prompt: inputs,
-        chat: None,
+        chat: frame.chat.clone(),
         add_special_tokens: true,
         truncate: truncate.and_then(NonZeroUsize::new),
         max_new_tokens: max_new_tokens.and_then(NonZeroU32::new),
@@ -199,15 +205,15 @@ pub(super) fn request(
         sampling,
         seed_given: seed.is_some(),
         grammar: grammar.as_ref().map(grammar_of),
-        detail: TokenDetail::Unseen,
+        detail: frame.detail,
         top_n_tokens: top_n as usize,
         prompt_logprobs: *decoder_input_details && frame.prompt_logprobs,
         accounted: true,
         tenant: frame.tenant.clone(),
         accepted_at: frame.accepted_at,
         deadline: Some(frame.deadline),
-        route: RouteAsk::default(),
-        note: RouteSlot::default(),
+        route: frame.routed.ask.clone(),
+        note: frame.routed.slot(),
     })
 }
 

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::limits::Limits;
+use super::routing::Routed;
 use crate::generation::Tenant;
 
 /// Every key begins with this word, so that leaked ones can be searched for.
@@ -148,8 +149,12 @@ pub struct Key {
 /// Who calls. Handlers take it as an argument.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
+    /// The key's name; none without one.
+    pub(super) name: Option<Arc<str>>,
     /// Whose request it is.
     pub(super) tenant: Tenant,
+    /// What it says about routing.
+    pub(super) routed: Routed,
     /// What the caller may take and has taken; none if it has no limits of its own.
     pub(super) limits: Option<Arc<Limits>>,
 }
@@ -158,7 +163,9 @@ impl Caller {
     /// A caller without a name: of an open server or an open route, or with the one key that all share.
     pub(super) fn anonymous() -> Self {
         Self {
+            name: None,
             tenant: Tenant::anonymous(),
+            routed: Routed::default(),
             limits: None,
         }
     }
@@ -207,6 +214,8 @@ impl KeyRing {
             let kept = old.remove(&id).filter(|entry| entry.key == key);
             let entry = kept.unwrap_or_else(|| Entry {
                 caller: Caller {
+                    name: Some(key.name.as_str().into()),
+                    routed: Routed::default(),
                     tenant: key.tenant.clone(),
                     limits: Some(Arc::new(Limits::new(&key.name, key.limits))),
                 },

@@ -14,6 +14,7 @@ use super::calls::{self, Call, Metering};
 use super::chat::{self, Chat, unique_id};
 use super::error::ApiError;
 use super::keys::Caller;
+use super::routing::ModelName;
 use super::{Api, from_messages, from_openai, sse, tgi};
 use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason};
 use crate::generation::{ChatPiece, FinishReason};
@@ -30,23 +31,34 @@ pub(super) async fn messages(
     Body(body): Body<MessagesRequest>,
 ) -> Result<Response, ApiError> {
     let refused = |e| calls::refused(&api, e);
-    let call = Call::open(&api, &caller, &headers).map_err(refused)?;
+    let streamed = body.stream.unwrap_or(false);
+    let call =
+        Call::open(&api, &caller, &headers, body.model.as_deref(), streamed).map_err(refused)?;
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
     let conversation = from_messages::conversation(&body).map_err(refused)?;
     let ask = from_messages::ask(&body).map_err(refused)?;
-    let chat = Chat::of(&api, conversation, ask, call.deadline)
-        .await
-        .map_err(refused)?;
+    let chat = Chat::of(
+        &api,
+        conversation,
+        ask,
+        call.deadline,
+        Some(&call.routed.ask),
+    )
+    .await
+    .map_err(refused)?;
     let characters = chat.prepared.prompt.chars().count();
     let answer = chat.answer(&api, &call).await?;
-    let mut writer = Writer::new(model, chat.prepared.wants_short_ids());
-    if body.stream.unwrap_or(false) {
+    let model = ModelName::new(model, &call.routed);
+    let mut writer = Writer::new(model.now(), chat.prepared.wants_short_ids());
+    if streamed {
         let answer = sse::begun(answer, true).await?;
+        writer.message.model = model.now();
         let out = calls::stream_headers(&api, characters);
-        let frames = sse::frames(answer, writer);
+        let frames = sse::frames(answer, writer, &call.routed);
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     let finish = chat::read_to_end(answer, |event| _ = writer.push(event)).await?;
+    writer.message.model = model.now();
     let metering = Metering::of(characters, finish.input_tokens, &finish.finish);
     Ok((metering.headers(&api, true), Json(writer.message)).into_response())
 }
@@ -59,7 +71,14 @@ pub(super) async fn count_tokens(
     api.model_name(body.model.as_deref())?;
     let conversation = from_messages::counted(&body)?;
     let deadline = api.dispatcher.deadline(Instant::now(), None);
-    let chat = Chat::of(&api, conversation, from_openai::Ask::default(), deadline).await?;
+    let chat = Chat::of(
+        &api,
+        conversation,
+        from_openai::Ask::default(),
+        deadline,
+        None,
+    )
+    .await?;
     let tokens = tgi::tokens_of(&api, &chat.prepared.prompt, false).await?;
     Ok(Json(CountTokensResponse {
         input_tokens: tokens.len(),
@@ -83,6 +102,10 @@ impl sse::Writer<ChatEvent> for Writer {
         let events = self.push(event);
         let frame = |event: &MessagesEvent| sse::named_frame(event.name(), event);
         events.iter().map(frame).collect()
+    }
+
+    fn is_last(&self, event: &ChatEvent) -> bool {
+        event.finish.is_some()
     }
 
     fn failure(&mut self, error: ApiError) -> Vec<Frame> {

@@ -23,6 +23,7 @@ mod openapi;
 mod ops;
 mod platforms;
 mod responses;
+mod routing;
 mod sse;
 mod tgi;
 
@@ -80,6 +81,10 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Value of the `x-compute-type` header.
     pub compute_type: HeaderValue,
+    /// Whether there is anywhere else to go, so that callers are told where their answers come from.
+    pub routed: bool,
+    /// Headers that rules of routing look at.
+    pub rule_headers: Vec<HeaderName>,
     /// When the model began to be served, Unix seconds.
     pub started_at_unix_s: u64,
 }
@@ -101,6 +106,7 @@ impl Api {
         match asked {
             None | Some("" | "tgi" | "dummy") => Ok(served.clone()),
             Some(name) if name == served => Ok(served.clone()),
+            Some(name) if self.dispatcher.serves(name) => Ok(name.to_owned()),
             Some(name) => match self.config.compat {
                 // Hugging Face's JavaScript client names its endpoint's address as the model. No address is
                 // ever read; under TGI's rule every unknown name means the served model.
@@ -140,6 +146,7 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
     };
     let key = || from_fn_with_state(api.clone(), auth::require_key);
     let limits = || from_fn(limits::keep_to_limits);
+    let routing = || from_fn_with_state(api.clone(), routing::note_route);
     let spoken = |dialect: Dialect| from_fn_with_state(dialect, error::speak);
     let openai = Dialect::OpenAi(api.config.compat);
     let native = Router::new()
@@ -157,12 +164,14 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/responses", post(responses::responses))
+        .route_layer(routing())
         .route_layer(limits())
         .route_layer(key())
         .route_layer(spoken(openai));
     let messages = Router::new()
         .route("/v1/messages", post(messages::messages))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route_layer(routing())
         .route_layer(limits())
         .route_layer(key())
         .route_layer(spoken(Dialect::Anthropic));
@@ -201,7 +210,10 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
     // A platform's own paths are looked at last: one that is served already stays what it is.
     let mut platform = Router::new();
     if let Some(path) = &api.config.aip_predict_route {
-        let vertex = post(platforms::vertex).layer(limits()).layer(key());
+        let vertex = post(platforms::vertex)
+            .layer(routing())
+            .layer(limits())
+            .layer(key());
         platform = platform.route(path, vertex);
     }
     if let Some(path) = &api.config.aip_health_route {
@@ -209,7 +221,12 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
     }
     health
         .merge(open)
-        .merge(native.route_layer(limits()).route_layer(key()))
+        .merge(
+            native
+                .route_layer(routing())
+                .route_layer(limits())
+                .route_layer(key()),
+        )
         .merge(v1)
         .merge(models.route_layer(spoken(openai)))
         .merge(messages)
@@ -231,6 +248,15 @@ fn cors(allowed: &[HeaderValue]) -> CorsLayer {
         "x-inference-time",
         "x-prompt-tokens",
         "x-queue-time",
+        "x-route-attempts",
+        "x-route-cost-usd",
+        "x-route-degraded",
+        "x-route-model",
+        "x-route-provider",
+        "x-route-reason",
+        "x-route-request-id",
+        "x-route-target",
+        "x-route-upstream",
         "x-time-per-token",
         "x-total-time",
         "x-validation-time",

@@ -13,6 +13,7 @@ use super::chat::{self, CallIds, Chat, unique_id, unix_seconds};
 use super::compat::Compat;
 use super::error::ApiError;
 use super::keys::Caller;
+use super::routing::ModelName;
 use super::{Api, from_responses, sse};
 use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason};
 use crate::generation::ChatPiece;
@@ -30,27 +31,41 @@ pub(super) async fn responses(
     Body(body): Body<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
     let refused = |e| calls::refused(&api, e);
-    let call = Call::open(&api, &caller, &headers).map_err(refused)?;
+    let streamed = body.stream.unwrap_or(false);
+    let call =
+        Call::open(&api, &caller, &headers, body.model.as_deref(), streamed).map_err(refused)?;
     let model = api.model_name(body.model.as_deref()).map_err(refused)?;
     let conversation = from_responses::conversation(&body).map_err(refused)?;
     let ask = from_responses::ask(&body).map_err(refused)?;
-    let chat = Chat::of(&api, conversation, ask, call.deadline)
-        .await
-        .map_err(refused)?;
+    let chat = Chat::of(
+        &api,
+        conversation,
+        ask,
+        call.deadline,
+        Some(&call.routed.ask),
+    )
+    .await
+    .map_err(refused)?;
     let characters = chat.prepared.prompt.chars().count();
     let answer = chat.answer(&api, &call).await?;
     let ids = CallIds::of(&api, &chat);
-    let streamed = body.stream.unwrap_or(false);
-    let mut writer = Writer::new(shell(body, model), ids);
+    let model = ModelName::new(model, &call.routed);
+    let mut writer = Writer::new(shell(body, model.now()), ids);
     if streamed {
         let compat = api.config.compat;
         let answer = sse::begun(answer, compat == Compat::OpenAi).await?;
+        writer.response.model = model.now();
         let out = calls::stream_headers(&api, characters);
         let opening = writer.opening().map(Ok);
-        let frames = stream::iter(opening).chain(sse::frames(answer, StreamWriter(writer, compat)));
+        let frames = stream::iter(opening).chain(sse::frames(
+            answer,
+            StreamWriter(writer, compat),
+            &call.routed,
+        ));
         return Ok((out, sse::respond(frames, api.config.keep_alive)).into_response());
     }
     let finish = chat::read_to_end(answer, |event| _ = writer.push(event)).await?;
+    writer.response.model = model.now();
     let metering = Metering::of(characters, finish.input_tokens, &finish.finish);
     Ok((metering.headers(&api, true), Json(writer.response)).into_response())
 }

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::compat::Compat;
 use super::error::ApiError;
-use crate::generation::Error;
+use super::routing::{self, Routed};
+use crate::generation::{Error, RouteNotes};
 
 /// How long a stream's headers wait for its first event, so that an early failure can still be a status.
 pub(super) const FIRST_EVENT_WAIT: Duration = Duration::from_secs(10);
@@ -52,34 +53,68 @@ where
 pub(super) trait Writer<E> {
     /// Frames of one event.
     fn event(&mut self, event: E) -> Vec<Event>;
+    /// Whether the event's frames are the stream's last ones, so that [`Writer::end`] has none.
+    fn is_last(&self, _event: &E) -> bool {
+        false
+    }
     /// Frames of the failure that ends the answer.
     fn failure(&mut self, error: ApiError) -> Vec<Event>;
     /// Frames of an end without failure.
     fn end(&mut self) -> Vec<Event>;
 }
 
-/// An answer as a route writes it; nothing follows a failure.
-pub(super) fn frames<E, X: Into<ApiError>>(
-    events: impl Stream<Item = Result<E, X>> + Unpin,
-    writer: impl Writer<E>,
-) -> impl Stream<Item = Result<Event, Infallible>> {
-    let state = (Some(events), writer, VecDeque::new());
-    stream::unfold(state, |(mut events, mut writer, mut ready)| async move {
-        while let Some(answer) = events.as_mut().filter(|_| ready.is_empty()) {
-            let event = answer.next().await;
-            if !matches!(event, Some(Ok(_))) {
-                // What is left of the answer's work ends now, not when the reader has taken the last frame.
-                events = None;
+/// An answer as a route writes it; nothing follows a failure. Where calls are routed, a comment before the last
+/// event says where the answer was made and what it cost.
+pub(super) fn frames<E, X, S, W>(
+    events: S,
+    writer: W,
+    routed: &Routed,
+) -> impl Stream<Item = Result<Event, Infallible>> + use<E, X, S, W>
+where
+    X: Into<ApiError>,
+    S: Stream<Item = Result<E, X>> + Unpin,
+    W: Writer<E>,
+{
+    let state = (Some(events), writer, VecDeque::new(), routed.notes.clone());
+    stream::unfold(
+        state,
+        |(mut events, mut writer, mut ready, notes)| async move {
+            while let Some(answer) = events.as_mut().filter(|_| ready.is_empty()) {
+                let event = answer.next().await;
+                let goes_on = match &event {
+                    Some(Ok(event)) => !writer.is_last(event),
+                    _ => false,
+                };
+                if !matches!(event, Some(Ok(_))) {
+                    // What is left of the answer's work ends now, not when the reader has taken the last frame.
+                    events = None;
+                }
+                let mut frames = match event {
+                    Some(Ok(event)) => writer.event(event),
+                    Some(Err(error)) => writer.failure(error.into().into_stream()),
+                    None => writer.end(),
+                };
+                if let (false, Some(notes), false) = (goes_on, &notes, frames.is_empty()) {
+                    frames.insert(frames.len() - 1, closing(notes));
+                }
+                ready.extend(frames);
             }
-            ready.extend(match event {
-                Some(Ok(event)) => writer.event(event),
-                Some(Err(error)) => writer.failure(error.into().into_stream()),
-                None => writer.end(),
-            });
-        }
-        let frame = ready.pop_front()?;
-        Some((Ok(frame), (events, writer, ready)))
-    })
+            let frame = ready.pop_front()?;
+            Some((Ok(frame), (events, writer, ready, notes)))
+        },
+    )
+}
+
+/// Frames once the first of them has come or [`FIRST_EVENT_WAIT`] is over.
+pub(super) async fn awaited<T>(frames: impl Stream<Item = T>) -> impl Stream<Item = T> + Unpin {
+    let mut frames = Box::pin(frames.peekable());
+    let _ = tokio::time::timeout(FIRST_EVENT_WAIT, frames.as_mut().peek()).await;
+    frames
+}
+
+/// The comment before a stream's last event.
+pub(super) fn closing(notes: &RouteNotes) -> Event {
+    Event::default().comment(routing::closing_comment(notes))
 }
 
 /// Several answers as one stream, each event with its answer's place, once the first one or a failure has

@@ -17,7 +17,10 @@ use super::error::ApiError;
 use super::keys::Caller;
 use super::{Api, from_tgi, sse};
 use crate::dispatch::Permit;
-use crate::generation::{self, Error, Event, EventStream, Request, Started, TokenEvent, TokenInfo};
+use crate::generation::{
+    self, Error, Event, EventStream, Request, RouteNotes, Started, TokenDetail, TokenEvent,
+    TokenInfo,
+};
 use crate::wire::tgi::{
     BestOfSequence, CompatGenerateRequest, Details, FinishReason, GenerateParameters,
     GenerateRequest, GenerateResponse, PrefillToken, SimpleToken, StreamDetails, StreamResponse,
@@ -122,11 +125,22 @@ fn accept(
         accepted_at,
         deadline: api.dispatcher.deadline(accepted_at, asked),
         tenant: caller.tenant,
+        routed: caller.routed.of(None, streaming),
+        chat: None,
+        detail: match (
+            parameters.details || parameters.decoder_input_details,
+            streaming,
+        ) {
+            (true, _) => TokenDetail::Full,
+            (false, true) => TokenDetail::Framed,
+            (false, false) => TokenDetail::Unseen,
+        },
     };
     let first = from_tgi::request(inputs.clone(), parameters, &api.config, &frame)?;
     let mut requests = vec![first];
     for _ in 1..count {
         let mut sibling = requests[0].clone();
+        sibling.note = frame.routed.slot();
         sibling.sampling.seed = Some(from_tgi::random_seed()?);
         sibling.accounted = false;
         requests.push(sibling);
@@ -161,7 +175,7 @@ pub(super) async fn collect_answer(
     let winner = answers.swap_remove(winner);
     let metering = Metering::of(
         inputs.chars().count(),
-        winner.started.input_tokens,
+        winner.finish.usage.input_tokens,
         &winner.finish,
     );
     let headers = metering.headers(api, true);
@@ -265,6 +279,8 @@ async fn stream_answer(
 ) -> Response {
     let keep_alive = api.config.keep_alive;
     let out = calls::stream_headers(&api, body.inputs.chars().count());
+    let notes = caller.routed.notes.clone();
+    let is_routed = notes.is_some();
     let accepted = accept(&api, caller, headers, &body, true)
         .map_err(|e| calls::refused(&api, e).into_stream());
     let GenerateRequest { inputs, parameters } = body;
@@ -278,14 +294,20 @@ async fn stream_answer(
             Err(error) => Err(error),
         };
         match started {
-            Ok(events) => token_frames(events, inputs, parameters).left_stream(),
+            Ok(events) => token_frames(events, inputs, parameters, notes).left_stream(),
             Err(error) => {
-                let frame = sse::frame(&error.native());
-                stream::iter([Ok::<_, Infallible>(frame)]).right_stream()
+                let closing = notes.as_ref().map(sse::closing);
+                let frames = closing.into_iter().chain([sse::frame(&error.native())]);
+                stream::iter(frames.map(Ok::<_, Infallible>).collect::<Vec<_>>()).right_stream()
             }
         }
     })
     .flatten();
+    if is_routed {
+        // The headers say where the answer is made.
+        let frames = sse::awaited(frames).await;
+        return (out, sse::respond(frames, keep_alive)).into_response();
+    }
     (out, sse::respond(frames, keep_alive)).into_response()
 }
 
@@ -294,19 +316,21 @@ fn token_frames(
     events: EventStream,
     inputs: String,
     parameters: GenerateParameters,
+    notes: Option<RouteNotes>,
 ) -> impl Stream<Item = Result<Frame, Infallible>> {
     let full_text = parameters
         .return_full_text
         .unwrap_or(false)
         .then_some(inputs);
-    let mut input_length = 0;
     let mut index = 0;
-    events.filter_map(move |event| {
+    events.flat_map(move |event| {
+        let is_last = match &event {
+            Ok(Event::Token(event)) => event.finish.is_some(),
+            Ok(Event::Started(_)) => false,
+            Err(_) => true,
+        };
         let frame = match event {
-            Ok(Event::Started(started)) => {
-                input_length = started.input_tokens;
-                None
-            }
+            Ok(Event::Started(_)) => None,
             Ok(Event::Token(event)) => {
                 index += 1;
                 let TokenEvent {
@@ -325,7 +349,7 @@ fn token_frames(
                         finish_reason: finish_reason(finish.reason),
                         generated_tokens: finish.usage.output_tokens,
                         seed: finish.seed,
-                        input_length,
+                        input_length: finish.usage.input_tokens,
                     });
                 Some(sse::frame(&StreamResponse {
                     index,
@@ -337,7 +361,8 @@ fn token_frames(
             }
             Err(error) => Some(sse::frame(&ApiError::from(error).into_stream().native())),
         };
-        std::future::ready(frame.map(Ok))
+        let closing = notes.as_ref().filter(|_| is_last).map(sse::closing);
+        stream::iter(closing.into_iter().chain(frame).map(Ok))
     })
 }
 

@@ -35,6 +35,7 @@ impl Loaded {
     pub(super) fn open(settings: &Settings) -> Result<Self, AppError> {
         let checkpoint = match &settings.model {
             ModelSource::Embedded => Checkpoint::embedded(EMBEDDED, EMBEDDED_LABEL)?,
+            ModelSource::None => return Err(AppError::NoSuchModel("none".to_owned())),
             ModelSource::Path(path) if !path.exists() => {
                 return Err(AppError::NoSuchModel(path.display().to_string()));
             }

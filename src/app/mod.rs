@@ -1,5 +1,6 @@
 //! Builds every part from the cellar up, wires them, and runs until told to stop.
 
+mod hybrid;
 mod load;
 mod server;
 mod stall;
@@ -10,14 +11,15 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::KeyRing;
-use crate::config::{Capacity, ConfigError, ModelSource, Settings};
-use crate::dispatch::Dispatcher;
+use crate::config::{Capacity, ConfigError, ModelSource, Settings, describe};
+use crate::dispatch::{Dispatcher, Local};
 use crate::model::{BLOCK_TOKENS, Cpu, Decoder, ModelError};
 use crate::telemetry::{HistogramRanges, Metrics};
 use crate::text::TextError;
 use crate::wire::tgi::Info;
-use crate::{api, engine};
+use crate::{api, dispatch, engine};
 
+use hybrid::Upkeep;
 use load::Loaded;
 use server::Doorkeeper;
 
@@ -69,6 +71,9 @@ pub enum AppError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Upstreams or their logs cannot be used.
+    #[error("{0}")]
+    Hybrid(String),
     /// A thread or the runtime could not be started.
     #[error("cannot start: {0}")]
     Start(#[source] std::io::Error),
@@ -77,14 +82,48 @@ pub enum AppError {
 /// Serves until SIGTERM or SIGINT, then drains.
 pub fn serve(settings: Settings) -> Result<(), AppError> {
     let tls = settings.tls.as_ref().map(tls::open).transpose()?;
-    let loaded = Loaded::open(&settings)?;
+    let Served {
+        limits,
+        info,
+        local,
+        metrics,
+    } = match settings.model {
+        ModelSource::None => without_model(&settings),
+        ModelSource::Embedded | ModelSource::Path(_) => with_model(&settings)?,
+    };
+    let opened = hybrid::open(&settings, &info.model_id)?;
+    let (hybrid, upkeep) = opened.unzip();
+    let routed = hybrid.is_some();
+    let dispatcher = Dispatcher::new(limits, local, hybrid, metrics);
+    let keys = KeyRing::new(settings.api_key.clone(), settings.keys.clone());
+    let routes = api::routes(
+        api_config(&settings, keys.clone(), routed),
+        dispatcher.clone(),
+        info,
+    );
+    let door = Doorkeeper {
+        tls,
+        keys,
+        gate: upkeep.as_ref().map(Upkeep::gate),
+    };
+    server::run(routes, &settings, door, upkeep, || dispatcher.is_idle())
+}
+
+/// What the hall and the door need to know of the model.
+struct Served {
+    limits: dispatch::Config,
+    info: Info,
+    local: Option<Local>,
+    metrics: Arc<Metrics>,
+}
+
+/// Loads the model and starts the engine.
+fn with_model(settings: &Settings) -> Result<Served, AppError> {
+    let loaded = Loaded::open(settings)?;
     let capacity = settings.capacity(&loaded.facts())?;
     let cpu = Cpu::new(settings.threads, settings.tier).map_err(ModelError::from)?;
-    let info = info(&settings, &capacity, &loaded, &cpu);
-    let metrics = Arc::new(Metrics::new(HistogramRanges {
-        max_input_tokens: capacity.dispatch.max_input_tokens,
-        max_total_tokens: capacity.dispatch.max_total_tokens,
-    }));
+    let info = info(settings, &capacity, &loaded, &cpu);
+    let metrics = metrics(&capacity.dispatch);
     let decoder = Decoder::new(&loaded.checkpoint, capacity.engine.num_blocks, cpu)?;
     tracing::info!(
         model = info.model_id,
@@ -108,28 +147,63 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     } = loaded;
     // The decoder holds the weights; the rest, tokenizer files above all, has been used up.
     drop(checkpoint);
-    let dispatcher = Dispatcher::new(
-        capacity.dispatch,
-        engine,
-        tokenizer,
-        chat_template,
-        eos,
-        metrics,
-    );
-    let keys = KeyRing::new(settings.api_key.clone(), settings.keys.clone());
-    let routes = api::routes(
-        api_config(&settings, keys.clone()),
-        dispatcher.clone(),
+    let local = Local::new(&capacity.dispatch, engine, tokenizer, chat_template, eos);
+    Ok(Served {
+        limits: capacity.dispatch,
         info,
-    );
-    server::run(routes, &settings, Doorkeeper { tls, keys }, || {
-        dispatcher.is_idle()
+        local: Some(local),
+        metrics,
     })
+}
+
+/// A gateway: every answer is made elsewhere.
+fn without_model(settings: &Settings) -> Served {
+    let limits = settings.limits_without_model();
+    let info = Info {
+        model_device_type: "none".to_owned(),
+        ..blank_info(settings, &limits)
+    };
+    let metrics = metrics(&limits);
+    tracing::info!("no model is loaded: every answer is made by an upstream");
+    Served {
+        limits,
+        info,
+        local: None,
+        metrics,
+    }
+}
+
+fn metrics(limits: &dispatch::Config) -> Arc<Metrics> {
+    Arc::new(Metrics::new(HistogramRanges {
+        max_input_tokens: limits.max_input_tokens,
+        max_total_tokens: limits.max_total_tokens,
+    }))
 }
 
 /// Opens everything `serve` would, and says what it found.
 pub fn check(settings: &Settings) -> Result<String, AppError> {
     settings.tls.as_ref().map(tls::open).transpose()?;
+    let mut report = match settings.model {
+        ModelSource::None => String::new(),
+        ModelSource::Embedded | ModelSource::Path(_) => check_model(settings)?,
+    };
+    let rest = [
+        ("address".to_owned(), settings.address.to_string()),
+        ("keys".to_owned(), keys(settings)),
+        (
+            "tls".to_owned(),
+            if settings.tls.is_some() { "yes" } else { "no" }.to_owned(),
+        ),
+    ];
+    for (name, value) in rest.into_iter().chain(describe(settings)) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(report, "{name:<24} {value}");
+    }
+    Ok(report)
+}
+
+/// Opens the model, and says what it found.
+fn check_model(settings: &Settings) -> Result<String, AppError> {
     let loaded = Loaded::open(settings)?;
     let facts = loaded.facts();
     let capacity = settings.capacity(&facts)?;
@@ -176,12 +250,6 @@ pub fn check(settings: &Settings) -> Result<String, AppError> {
                     format!("{} characters", text.chars().count())
                 }),
         ),
-        ("address", settings.address.to_string()),
-        ("keys", keys(settings)),
-        (
-            "tls",
-            if settings.tls.is_some() { "yes" } else { "no" }.to_owned(),
-        ),
     ];
     for (name, value) in lines {
         // Writing to a String cannot fail.
@@ -202,23 +270,6 @@ fn keys(settings: &Settings) -> String {
 
 fn info(settings: &Settings, capacity: &Capacity, loaded: &Loaded, cpu: &Cpu) -> Info {
     Info {
-        model_id: match &settings.model {
-            ModelSource::Embedded => load::EMBEDDED_LABEL.to_owned(),
-            ModelSource::Path(path) => path.display().to_string(),
-        },
-        model_sha: None,
-        model_pipeline_tag: None,
-        max_concurrent_requests: capacity.dispatch.max_concurrent_requests,
-        max_best_of: settings.max_best_of,
-        max_stop_sequences: settings.max_stop_sequences,
-        max_input_tokens: capacity.dispatch.max_input_tokens,
-        max_total_tokens: capacity.dispatch.max_total_tokens,
-        validation_workers: capacity.dispatch.validation_workers,
-        max_client_batch_size: settings.max_client_batch_size,
-        router: "text-generation-router".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        sha: None,
-        docker_label: None,
         model_dtype: loaded
             .checkpoint
             .main_format()
@@ -227,10 +278,40 @@ fn info(settings: &Settings, capacity: &Capacity, loaded: &Loaded, cpu: &Cpu) ->
         cpu_tier: cpu.tier().to_string(),
         max_batch_total_tokens: capacity.engine.num_blocks * BLOCK_TOKENS,
         max_batch_prefill_tokens: capacity.engine.max_batched_tokens.get(),
+        ..blank_info(settings, &capacity.dispatch)
     }
 }
 
-fn api_config(settings: &Settings, keys: KeyRing) -> api::Config {
+/// What is the same with and without a model.
+fn blank_info(settings: &Settings, limits: &dispatch::Config) -> Info {
+    Info {
+        model_id: match &settings.model {
+            ModelSource::Embedded => load::EMBEDDED_LABEL.to_owned(),
+            ModelSource::Path(path) => path.display().to_string(),
+            ModelSource::None => "none".to_owned(),
+        },
+        model_sha: None,
+        model_pipeline_tag: None,
+        max_concurrent_requests: limits.max_concurrent_requests,
+        max_best_of: settings.max_best_of,
+        max_stop_sequences: settings.max_stop_sequences,
+        max_input_tokens: limits.max_input_tokens,
+        max_total_tokens: limits.max_total_tokens,
+        validation_workers: limits.validation_workers,
+        max_client_batch_size: settings.max_client_batch_size,
+        router: "text-generation-router".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        sha: None,
+        docker_label: None,
+        model_dtype: None,
+        model_device_type: String::new(),
+        cpu_tier: "none".to_owned(),
+        max_batch_total_tokens: 0,
+        max_batch_prefill_tokens: 0,
+    }
+}
+
+fn api_config(settings: &Settings, keys: KeyRing, routed: bool) -> api::Config {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -251,6 +332,14 @@ fn api_config(settings: &Settings, keys: KeyRing) -> api::Config {
         cors_allow_origin: settings.cors_allow_origin.clone(),
         keep_alive: settings.keep_alive,
         compute_type: settings.compute_type.clone(),
+        routed,
+        rule_headers: settings
+            .route
+            .rules
+            .iter()
+            .flat_map(|rule| rule.when.headers.keys())
+            .filter_map(|name| name.parse().ok())
+            .collect(),
         started_at_unix_s: now.as_secs(),
     }
 }

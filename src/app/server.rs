@@ -25,10 +25,12 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
+use super::hybrid::Upkeep;
 use super::stall::Impatient;
 use super::{AppError, tls};
 use crate::api::KeyRing;
-use crate::config::{Settings, read_keys};
+use crate::config::{Settings, read_grants, read_keys};
+use crate::egress::Gate;
 
 /// Async threads; they mostly sleep, the engine has the rest of the machine.
 const ASYNC_THREADS: usize = 2;
@@ -45,6 +47,8 @@ pub(super) struct Doorkeeper {
     pub(super) tls: Option<TlsAcceptor>,
     /// The keys of callers, shared with the routes.
     pub(super) keys: KeyRing,
+    /// What lets text leave, if there is anywhere to go.
+    pub(super) gate: Option<Gate>,
 }
 
 impl Doorkeeper {
@@ -67,6 +71,14 @@ impl Doorkeeper {
                 }
                 Err(error) => tracing::error!(%error, "the keys stay as they were"),
             }
+            if let Some(gate) = &self.gate {
+                match read_grants(file) {
+                    Ok(grants) => gate.replace_grants(grants.default, grants.keys),
+                    Err(error) => {
+                        tracing::error!(%error, "what keys may let leave stays as it was")
+                    }
+                }
+            }
         }
     }
 }
@@ -78,6 +90,7 @@ pub(super) fn run(
     routes: Router,
     settings: &Settings,
     door: Doorkeeper,
+    upkeep: Option<Upkeep>,
     is_idle: impl Fn() -> bool,
 ) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -85,7 +98,13 @@ pub(super) fn run(
         .enable_all()
         .build()
         .map_err(AppError::Start)?;
+    if let Some(upkeep) = &upkeep {
+        runtime.spawn(upkeep.run());
+    }
     let result = runtime.block_on(listen(routes, settings, door, is_idle));
+    if let Some(upkeep) = upkeep {
+        runtime.block_on(upkeep.close());
+    }
     // Requests that outlived the drain are dropped with the runtime.
     runtime.shutdown_background();
     result

@@ -2,5 +2,7 @@
 //!
 //! One file for each; they may use every floor's public face and are used by `cli.rs` alone.
 
+pub mod audit;
 pub mod key;
 pub mod print_schema;
+pub mod probe_upstream;

@@ -3,7 +3,7 @@
 //! Names and values of fields are repeated in faults only where they cannot be a secret that somebody put
 //! in the wrong place.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
 use std::path::Path;
 
@@ -12,9 +12,13 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::ConfigError;
-use super::raw::{RawConfig, nearest, read_file};
+use super::egress::{self, LEVELS, checked_grant};
+use super::raw::{RawConfig, read_file};
+use super::route::policies;
+use super::section::{Notes, choose, unknown_key};
 use crate::api::{Key, KeyLimits};
-use crate::generation::Tenant;
+use crate::egress::Grant;
+use crate::generation::{Policy, Tenant};
 
 /// One `[[keys]]` table.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -34,9 +38,32 @@ pub struct RawKey {
     pub max_concurrent_requests: Option<u32>,
     /// From when on it is refused: a date or a time, in quotes or not.
     pub expires: Option<Value>,
+    /// How far its callers' text may go; as `[egress]` says without it.
+    pub egress: Option<String>,
+    /// Providers that the level `allowlist` lets it go to.
+    pub providers: Option<Vec<String>>,
+    /// Who should answer its requests; as `[route]` says without it.
+    pub policy: Option<String>,
+    /// Whether its callers may ask for a policy that goes further.
+    pub may_widen_policy: Option<bool>,
 }
 
-const FIELDS: [&str; 7] = [
+/// What keys let their callers' text do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// What callers without a key may let leave.
+    pub anonymous: Grant,
+    /// What keys without a grant of their own may let leave.
+    pub default: Grant,
+    /// By the key's name: what its callers may let leave.
+    pub keys: BTreeMap<String, Grant>,
+    /// By the key's name: who should answer its requests.
+    pub policies: BTreeMap<String, Policy>,
+    /// Keys whose callers may ask for a policy that goes further.
+    pub may_widen: BTreeSet<String>,
+}
+
+const FIELDS: [&str; 11] = [
     "name",
     "hash",
     "tenant",
@@ -44,6 +71,10 @@ const FIELDS: [&str; 7] = [
     "burst",
     "max_concurrent_requests",
     "expires",
+    "egress",
+    "providers",
+    "policy",
+    "may_widen_policy",
 ];
 
 /// Names under which somebody may put the key itself.
@@ -61,10 +92,33 @@ pub fn read_keys(path: &Path) -> Result<Vec<Key>, ConfigError> {
 /// Errors: anything in it is wrong.
 pub fn parse_keys(text: &str, path: &Path) -> Result<Vec<Key>, ConfigError> {
     let raw = RawConfig::default().over(text, path)?;
-    let mut faults = Vec::new();
-    let keys = resolve(raw.keys, path, &mut faults);
+    let mut faults = raw.secrets;
+    let mut grants = Grants::default();
+    let keys = resolve(raw.keys, path, &mut grants, &mut faults);
     if faults.is_empty() {
         Ok(keys)
+    } else {
+        Err(ConfigError(faults))
+    }
+}
+
+/// What a settings file lets leave for whom, and who should answer: what is read again while serving.
+///
+/// Errors: the file cannot be read, or anything in its keys or `[egress]` is wrong.
+pub fn read_grants(path: &Path) -> Result<Grants, ConfigError> {
+    let raw = RawConfig::default().over(&read_file(path)?, path)?;
+    let notes = Notes::about(path);
+    let egress = egress::resolve(raw.egress.as_ref(), raw.providers.as_ref(), &notes);
+    let mut grants = Grants {
+        anonymous: egress.anonymous,
+        default: egress.default,
+        ..Grants::default()
+    };
+    let mut faults = raw.secrets;
+    resolve(raw.keys, path, &mut grants, &mut faults);
+    faults.extend(notes.into_parts().0);
+    if faults.is_empty() {
+        Ok(grants)
     } else {
         Err(ConfigError(faults))
     }
@@ -83,8 +137,14 @@ pub(super) fn check_fields(file: &Table) -> Vec<String> {
         let place = format!("`[[keys]]` table {}", index + 1);
         let fault = move |(field, value): (&String, &Value)| {
             let wanted = match field.as_str() {
-                "name" | "hash" | "tenant" if value.is_str() => return None,
-                "name" | "hash" | "tenant" => "a text",
+                "name" | "hash" | "tenant" | "egress" | "policy" if value.is_str() => {
+                    return None;
+                }
+                "name" | "hash" | "tenant" | "egress" | "policy" => "a text",
+                "providers" if is_list_of_texts(value) => return None,
+                "providers" => "a list of texts",
+                "may_widen_policy" if value.is_bool() => return None,
+                "may_widen_policy" => "true or false",
                 "expires" if value.is_str() || value.is_datetime() => return None,
                 "expires" => "a date or a time",
                 field if FIELDS.contains(&field) => match value.as_integer() {
@@ -97,10 +157,7 @@ pub(super) fn check_fields(file: &Table) -> Vec<String> {
                     ));
                 }
                 field => {
-                    let nearest = nearest(field, FIELDS);
-                    return Some(format!(
-                        "{place}: unknown key `{field}`; did you mean `{nearest}`?"
-                    ));
+                    return Some(format!("{place}: {}", unknown_key(field, FIELDS)));
                 }
             };
             Some(format!("{place}: `{field}` must be {wanted}"))
@@ -110,8 +167,18 @@ pub(super) fn check_fields(file: &Table) -> Vec<String> {
     fields.collect()
 }
 
-/// The keys that these tables of a file stand for; those with faults are left out.
-pub(super) fn resolve(raw: Vec<RawKey>, file: &Path, faults: &mut Vec<String>) -> Vec<Key> {
+fn is_list_of_texts(value: &Value) -> bool {
+    let texts = value.as_array();
+    texts.is_some_and(|texts| texts.iter().all(Value::is_str))
+}
+
+/// The keys that these tables of a file stand for, and what they grant; those with faults are left out.
+pub(super) fn resolve(
+    raw: Vec<RawKey>,
+    file: &Path,
+    grants: &mut Grants,
+    faults: &mut Vec<String>,
+) -> Vec<Key> {
     let mut names = HashSet::new();
     let mut hashes = HashSet::new();
     let mut keys = Vec::new();
@@ -120,7 +187,9 @@ pub(super) fn resolve(raw: Vec<RawKey>, file: &Path, faults: &mut Vec<String>) -
             Some(name) if is_name(name) => format!("key `{name}`"),
             _ => format!("`[[keys]]` table {}", index + 1),
         };
+        let granted = granted(&raw, grants);
         let place = format!("{}: {place}", file.display());
+        faults.extend(granted.into_iter().map(|fault| format!("{place}: {fault}")));
         if raw
             .name
             .as_ref()
@@ -141,6 +210,43 @@ pub(super) fn resolve(raw: Vec<RawKey>, file: &Path, faults: &mut Vec<String>) -
     keys
 }
 
+/// Adds what one key grants. Returns what is wrong with it.
+fn granted(raw: &RawKey, grants: &mut Grants) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut sound = |result: Result<Grant, String>| result.map_err(|f| faults.push(f)).ok();
+    let providers = raw.providers.as_ref();
+    let providers = providers.map(|list| list.iter().map(String::as_str));
+    let grant = match raw.egress.as_deref() {
+        Some(name) => sound(
+            choose(Some(name), &LEVELS)
+                .map_err(|what| format!("`egress` must be {what}"))
+                .and_then(|level| checked_grant(level, providers).map_err(str::to_owned)),
+        ),
+        None if providers.is_some() => sound(Err(
+            "`providers` has no meaning without `egress = \"allowlist\"`".to_owned(),
+        )),
+        None => None,
+    };
+    let policy = raw
+        .policy
+        .as_deref()
+        .map(|name| choose(Some(name), &policies()));
+    let policy = policy.and_then(|policy| {
+        let policy = policy.map_err(|what| faults.push(format!("`policy` must be {what}")));
+        policy.ok()
+    });
+    if let Some(name) = &raw.name {
+        grants.keys.extend(grant.map(|grant| (name.clone(), grant)));
+        grants
+            .policies
+            .extend(policy.map(|policy| (name.clone(), policy)));
+        if raw.may_widen_policy == Some(true) {
+            grants.may_widen.insert(name.clone());
+        }
+    }
+    faults
+}
+
 fn key(raw: RawKey) -> Result<Key, String> {
     let RawKey {
         name,
@@ -150,6 +256,10 @@ fn key(raw: RawKey) -> Result<Key, String> {
         burst,
         max_concurrent_requests,
         expires,
+        egress: _,
+        providers: _,
+        policy: _,
+        may_widen_policy: _,
     } = raw;
     let name = name.ok_or("`name` is missing")?;
     let tenant = tenant.unwrap_or_else(|| name.clone());
@@ -343,6 +453,10 @@ mod tests {
             burst: Some(1),
             max_concurrent_requests: Some(1),
             expires: Some(Value::String(String::new())),
+            egress: Some(String::new()),
+            providers: Some(Vec::new()),
+            policy: Some(String::new()),
+            may_widen_policy: Some(true),
         };
         let table = Table::try_from(all).expect("a table");
         assert_eq!(table.keys().len(), FIELDS.len());

@@ -4,17 +4,27 @@
 //! resolving (`resolve.rs`: every default, every check, all faults at once). Each floor owns its own
 //! settings type; this one only composes them.
 
+mod describe;
+mod egress;
+mod hybrid;
 mod keys;
 mod machine;
 mod platform;
 mod raw;
+mod remote;
 mod resolve;
+mod route;
+mod secrets;
+mod section;
 
-pub use keys::{NAMES, RawKey, is_name, parse_keys, read_keys};
+pub use describe::describe;
+pub use egress::AuditSettings;
+pub use keys::{Grants, NAMES, RawKey, is_name, parse_keys, read_grants, read_keys};
 pub use machine::Machine;
 pub use platform::Platform;
 pub use raw::{RawConfig, ServeArgs};
 pub use resolve::{Capacity, ModelFacts, ModelSource, Settings, TlsFiles};
+pub use secrets::refuse_secrets_in_arguments;
 
 /// Everything wrong with a configuration, one sentence each.
 #[derive(Debug, Clone, PartialEq, Eq)]

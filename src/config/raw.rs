@@ -7,13 +7,15 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, Parser};
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use toml::{Table, Value};
 
-use super::ConfigError;
 use super::keys::{self, RawKey};
 use super::platform::Platform;
+use super::remote::{Variables, is_variable};
+use super::{ConfigError, secrets, section};
 
 /// Flags of `sconce serve`: a file, and every setting.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -31,7 +33,7 @@ pub struct ServeArgs {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RawConfig {
-    /// Folder (config.json, safetensors, tokenizer.json) or GGUF file; the embedded demo model without it
+    /// Folder (config.json, safetensors, tokenizer.json) or GGUF file; the embedded demo model without it; `none` serves upstreams only
     #[arg(long, env = "MODEL_ID", value_name = "PATH")]
     pub model_id: Option<String>,
 
@@ -191,6 +193,45 @@ pub struct RawConfig {
     /// Logs as JSON lines [default: false]
     #[arg(long, env = "JSON_OUTPUT", num_args = 0..=1, default_missing_value = "true")]
     pub json_output: Option<bool>,
+
+    /// Lets nothing leave this machine, whatever the file allows [default: false; true with HF_HUB_OFFLINE=1]
+    #[arg(long, env = "SCONCE_OFFLINE", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub offline: Option<bool>,
+
+    /// Upstreams and their targets; this and the next four stand in the file only.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Value>,
+
+    /// Who answers which request.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<Value>,
+
+    /// What may leave this machine.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Value>,
+
+    /// What the operator knows of providers.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub providers: Option<Value>,
+
+    /// Where it is written down what has left.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Value>,
+
+    /// Variables that those settings name or depend on, as far as they are set.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub variables: Variables,
+
+    /// Secrets that stand in the file: a sentence for each.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub secrets: Vec<String>,
 
     /// Keys of several callers; they stand in the file only.
     #[arg(skip)]
@@ -360,7 +401,24 @@ impl RawConfig {
                 ..settings.over(&read_file(&path)?, &path)?
             },
         };
-        settings.with_platform(|name| std::env::var(name).ok())
+        let variable = |name: &str| std::env::var(name).ok();
+        settings.with_variables(variable).with_platform(variable)
+    }
+
+    /// Takes along the variables that the file names, and those that decide where state is kept and
+    /// whether anything may leave. One that is empty counts as not set.
+    pub(super) fn with_variables(mut self, variable: impl Fn(&str) -> Option<String>) -> Self {
+        let mut names = FIXED_VARIABLES.map(str::to_owned).to_vec();
+        if let Some(remote) = &self.remote {
+            token_variables(remote, &mut names);
+        }
+        for name in names {
+            if let Some(text) = variable(&name).filter(|text| !text.is_empty()) {
+                self.variables
+                    .insert(name, crate::remote::Secret::new(text));
+            }
+        }
+        self
     }
 
     pub(super) fn over(self, file: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -384,8 +442,10 @@ impl RawConfig {
             .chain(keys::check_fields(&table))
             .map(|fault| format!("{}: {fault}", path.display()))
             .collect();
+        let secrets = secrets::in_file(file).into_iter();
+        let secrets = secrets.map(|fault| format!("{}: {fault}", path.display()));
         if !unknown.is_empty() {
-            return Err(ConfigError(unknown));
+            return Err(ConfigError(unknown.into_iter().chain(secrets).collect()));
         }
         // Types are checked before anything is laid over them, so that a wrong value is never hidden.
         Self::deserialize(table.clone()).map_err(|e| fault(&e))?;
@@ -394,6 +454,7 @@ impl RawConfig {
         Ok(Self {
             api_key: self.api_key,
             ignored_hostname: self.ignored_hostname,
+            secrets: secrets.collect(),
             ..merged
         })
     }
@@ -406,6 +467,33 @@ fn without_texts(message: &str) -> String {
             format!("{}a text{}", &message[..start], &message[end + 1..])
         }
         _ => message.to_owned(),
+    }
+}
+
+/// Tables that stand in the file only.
+const SECTIONS: [&str; 6] = ["keys", "remote", "route", "egress", "providers", "audit"];
+/// Variables that no setting names and that count all the same.
+const FIXED_VARIABLES: [&str; 3] = ["HF_HUB_OFFLINE", "XDG_STATE_HOME", "HOME"];
+
+/// The variables that fields `token_env` name, however deep they stand.
+fn token_variables(value: &Value, names: &mut Vec<String>) {
+    match value {
+        Value::Table(table) => {
+            for (field, value) in table {
+                match value.as_str() {
+                    Some(name) if field == "token_env" && is_variable(name) => {
+                        names.push(name.to_owned());
+                    }
+                    _ => token_variables(value, names),
+                }
+            }
+        }
+        Value::Array(values) => {
+            for value in values {
+                token_variables(value, names);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -426,7 +514,7 @@ fn known_keys() -> Vec<String> {
         .into_iter()
         .filter(|name| name != "help" && name != "api-key")
         .map(|name| name.replace('-', "_"))
-        .chain(["keys".to_owned()])
+        .chain(SECTIONS.map(str::to_owned))
         .collect()
 }
 
@@ -440,8 +528,7 @@ fn unknown_key(key: &str, known: &[String]) -> String {
         return "`api_key` may not stand in a file; set the environment variable API_KEY"
             .to_owned();
     }
-    let nearest = nearest(key, known.iter().map(String::as_str));
-    format!("unknown key `{key}`; did you mean `{nearest}`?")
+    section::unknown_key(key, known.iter().map(String::as_str))
 }
 
 /// The most similar of some names.

@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::egress::AuditSettings;
+use super::hybrid::{Hybrid, Sections};
+use super::keys::Grants;
 use super::platform::{Platform, is_route};
 use super::raw::{RawConfig, TgiOnly};
 use super::{ConfigError, Machine, keys};
 use crate::api::{ApiKey, Compat, Key, ReasoningFormat};
 use crate::model::{BLOCK_TOKENS, FloatType, Tier};
 use crate::telemetry::LogSettings;
-use crate::{dispatch, engine};
+use crate::{dispatch, egress, engine, remote, route};
 
 /// Where the model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum ModelSource {
     Embedded,
     /// A folder or a GGUF file.
     Path(PathBuf),
+    /// There is none: upstreams answer everything.
+    None,
 }
 
 /// What HTTPS needs, in PEM.
@@ -98,6 +103,14 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// Value of the `x-compute-type` header.
     pub compute_type: HeaderValue,
+    /// Upstreams and their targets; none without an upstream.
+    pub remote: Option<remote::Config>,
+    /// Who answers which request.
+    pub route: route::Config,
+    /// What may leave this machine, and for whom.
+    pub egress: egress::Config,
+    /// Where it is written down what has left; none without an upstream.
+    pub audit: Option<AuditSettings>,
     /// What the operator should know, to be logged once logging runs.
     pub warnings: Vec<String>,
     max_concurrent_requests: NonZeroUsize,
@@ -140,6 +153,8 @@ const MOST: usize = 1 << 40;
 /// Every waiting request has a place of its own in the engine's queue.
 const MOST_REQUESTS: usize = 1 << 16;
 const MOST_THREADS: usize = 1024;
+/// Tokens of prompt and answer where only upstreams bound them.
+const REMOTE_CONTEXT: usize = 1 << 20;
 const DEFAULT_CONCURRENCY: usize = 128;
 /// Half of the files that a process may usually open.
 const DEFAULT_CONNECTIONS: usize = 512;
@@ -147,6 +162,8 @@ const MOST_CONNECTIONS: usize = 1 << 20;
 /// A step's token budget: enough rows to work at the speed of arithmetic, few enough that running answers
 /// do not stall for long behind a prompt.
 const DEFAULT_STEP_TOKENS: usize = 128;
+/// The `model_id` of a server that computes nothing itself.
+const NO_MODEL: &str = "none";
 
 impl Settings {
     /// Resolves what does not depend on the model.
@@ -198,9 +215,17 @@ impl Settings {
             log_level,
             json_output,
             ignored_hostname,
+            offline,
+            remote,
+            route,
+            egress,
+            providers,
+            audit,
+            variables,
+            secrets,
             tgi_only,
         } = raw;
-        let mut faults = Faults(Vec::new());
+        let mut faults = Faults(secrets);
         let mut warnings = tgi_only_faults(&tgi_only, &mut faults);
 
         let not_an_address =
@@ -247,10 +272,41 @@ impl Settings {
         }
         let compat: Compat = faults.parsed(compat).unwrap_or_default();
         let max_request_duration = faults.seconds("max_request_seconds", max_request_seconds, 600);
+        let model = match model_id {
+            None => ModelSource::Embedded,
+            Some(id) if id == NO_MODEL => ModelSource::None,
+            Some(id) => ModelSource::Path(PathBuf::from(id)),
+        };
+        let file = keys_file.as_deref().unwrap_or(Path::new(""));
+        let mut grants = Grants::default();
+        let keys = keys::resolve(keys, file, &mut grants, &mut faults.0);
+        let sections = Sections {
+            remote,
+            route,
+            egress,
+            providers,
+            audit,
+        };
+        let hybrid = Hybrid::resolve(
+            &sections,
+            file,
+            &variables,
+            (&keys, grants),
+            &model,
+            offline.unwrap_or(false),
+        );
+        let Hybrid {
+            remote,
+            route,
+            egress,
+            audit,
+            notes,
+        } = hybrid;
+        let (found, noted) = notes.into_parts();
+        faults.0.extend(found);
+        warnings.extend(noted);
         let settings = Self {
-            model: model_id.map_or(ModelSource::Embedded, |id| {
-                ModelSource::Path(PathBuf::from(id))
-            }),
+            model,
             dtype: dtype.and_then(|name| float_type(&name, &mut faults)),
             tokenizer_config_path,
             address: SocketAddr::new(ip, port.unwrap_or(3000)),
@@ -292,11 +348,7 @@ impl Settings {
                 .unwrap_or(compat.reasoning_format()),
             platform,
             api_key: api_key.and_then(|key| ApiKey::new(&key.0).map_err(|e| faults.add(e)).ok()),
-            keys: keys::resolve(
-                keys,
-                keys_file.as_deref().unwrap_or(Path::new("")),
-                &mut faults.0,
-            ),
+            keys,
             keys_file,
             guard_all: guard_all.unwrap_or(false),
             cors_allow_origin: origins(cors_allow_origin.unwrap_or_default(), &mut faults),
@@ -323,6 +375,10 @@ impl Settings {
             max_request_duration,
             grammars: tgi_only.disable_grammar_support != Some(true),
             memory_bytes: machine.available_memory_bytes,
+            remote,
+            route,
+            egress,
+            audit,
             warnings,
         };
         if let Some(mode) = numerics
@@ -420,6 +476,20 @@ impl Settings {
                 grammars: self.grammars,
             },
         })
+    }
+
+    /// The hall's bounds where every answer is made elsewhere: the upstreams' own hold.
+    pub fn limits_without_model(&self) -> dispatch::Config {
+        let max_total_tokens = self.max_total_tokens.unwrap_or(REMOTE_CONTEXT);
+        dispatch::Config {
+            max_concurrent_requests: self.max_concurrent_requests.get(),
+            max_input_tokens: self.max_input_tokens.unwrap_or(max_total_tokens - 1),
+            max_total_tokens,
+            validation_workers: self.validation_workers,
+            prompt_logprobs: self.prompt_logprobs,
+            max_request_duration: self.max_request_duration,
+            grammars: self.grammars,
+        }
     }
 }
 

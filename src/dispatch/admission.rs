@@ -6,29 +6,48 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Room for one or more sequences; dropping it gives the room back.
+use crate::generation::Side;
+
+/// Room for one or more sequences, here or elsewhere; dropping it gives the room back.
 #[derive(Debug)]
-pub struct Permit(Option<OwnedSemaphorePermit>);
+pub struct Permit {
+    room: Option<OwnedSemaphorePermit>,
+    side: Side,
+}
 
 impl Permit {
     /// A permit that takes no room, for the server's own probes.
     pub(super) fn none() -> Self {
-        Self(None)
+        Self {
+            room: None,
+            side: Side::Local,
+        }
     }
 
     /// Splits off room for one sequence, so that each of several can give its own back.
     pub fn split(&mut self) -> Self {
-        Self(self.0.as_mut().and_then(|permit| permit.split(1)))
+        Self {
+            room: self.room.as_mut().and_then(|room| room.split(1)),
+            side: self.side,
+        }
+    }
+
+    /// Where there is room.
+    pub(super) fn side(&self) -> Side {
+        self.side
     }
 }
 
-/// Takes `count` permits or none.
-pub(super) fn admit(permits: &Arc<Semaphore>, count: usize) -> Option<Permit> {
+/// Takes `count` permits or none; they are for this side.
+pub(super) fn admit(permits: &Arc<Semaphore>, count: usize, side: Side) -> Option<Permit> {
     let count = u32::try_from(count).ok()?;
     Arc::clone(permits)
         .try_acquire_many_owned(count)
         .ok()
-        .map(|permit| Permit(Some(permit)))
+        .map(|room| Permit {
+            room: Some(room),
+            side,
+        })
 }
 
 /// How long requests have lately taken, as a moving average.
@@ -72,8 +91,8 @@ mod tests {
     #[test]
     fn permits_come_together_or_not_at_all_and_split() {
         let semaphore = Arc::new(Semaphore::new(3));
-        let mut two = admit(&semaphore, 2).expect("room for two");
-        assert!(admit(&semaphore, 2).is_none());
+        let mut two = admit(&semaphore, 2, Side::Local).expect("room for two");
+        assert!(admit(&semaphore, 2, Side::Local).is_none());
         let one = two.split();
         drop(two);
         assert_eq!(semaphore.available_permits(), 2);

@@ -10,10 +10,10 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use serde_json::{Value as Json, json};
 
-use super::Inner;
+use super::Local;
 use crate::generation::{
-    ChatPiece, Conversation, Error, Event, EventStream, Finish, FinishReason, Grammar, Message,
-    Started, TokenEvent, TokenInfo, Tool, ToolChoice,
+    ChatAsk, ChatPiece, Conversation, Error, Event, EventStream, Finish, FinishReason, Grammar,
+    Message, Started, TokenEvent, TokenInfo, Tool, ToolChoice,
 };
 use crate::text::{
     self, ChatTemplate, Forced, GrammarOptions, Piece, ReasoningFormat, ReasoningSplitter, Split,
@@ -27,6 +27,8 @@ pub struct PreparedChat {
     pub prompt: String,
     /// The shape the answer must have.
     pub grammar: Option<Grammar>,
+    /// The conversation itself.
+    pub ask: Arc<ChatAsk>,
     reading: Reading,
 }
 
@@ -86,18 +88,81 @@ impl PreparedChat {
 ///
 /// Errors: no template or one that refuses the messages (template), wrong tools (tool).
 pub(super) fn prepare(
-    inner: &Inner,
-    conversation: &Conversation,
+    local: &Local,
+    conversation: Conversation,
     shape: Option<Grammar>,
 ) -> Result<PreparedChat, Error> {
-    let template = inner
+    let offered = checked(&conversation, shape.as_ref())?;
+    let ask = ChatAsk {
+        conversation,
+        shape,
+        unsupported: None,
+    };
+    rendered(local, &ask, offered).map(|rendered| rendered.of(ask))
+}
+
+/// As [`prepare`], for a server that may have the answer made elsewhere: what this machine cannot render is
+/// noted, not refused. Without `local` nothing is rendered at all.
+///
+/// Errors: wrong tools (tool).
+pub(super) fn prepare_for_anyone(
+    local: Option<&Local>,
+    conversation: Conversation,
+    shape: Option<Grammar>,
+) -> Result<PreparedChat, Error> {
+    let offered = checked(&conversation, shape.as_ref())?;
+    let mut ask = ChatAsk {
+        conversation,
+        shape,
+        unsupported: None,
+    };
+    match local.map(|local| rendered(local, &ask, offered)) {
+        Some(Ok(rendered)) => Ok(rendered.of(ask)),
+        outcome => {
+            ask.unsupported = outcome.and_then(Result::err);
+            let reading = Reading {
+                one_call: !ask.conversation.parallel_tool_calls,
+                separate: ask.conversation.separate_reasoning,
+                ..Reading::default()
+            };
+            let unrendered = Rendered {
+                prompt: String::new(),
+                grammar: None,
+                reading,
+            };
+            Ok(unrendered.of(ask))
+        }
+    }
+}
+
+/// What the local model's template makes of a conversation.
+struct Rendered {
+    prompt: String,
+    grammar: Option<Grammar>,
+    reading: Reading,
+}
+
+impl Rendered {
+    fn of(self, ask: ChatAsk) -> PreparedChat {
+        PreparedChat {
+            prompt: self.prompt,
+            grammar: self.grammar,
+            ask: Arc::new(ask),
+            reading: self.reading,
+        }
+    }
+}
+
+fn rendered(local: &Local, ask: &ChatAsk, offered: Option<Vec<Tool>>) -> Result<Rendered, Error> {
+    let ChatAsk {
+        conversation,
+        shape,
+        unsupported: _,
+    } = ask;
+    let template = local
         .template
         .as_ref()
         .ok_or_else(|| Error::template("template not found"))?;
-    let offered = offered(conversation)?;
-    if offered.is_some() && shape.is_some() {
-        return Err(Error::tool("Grammar and tools are mutually exclusive"));
-    }
     let prompt = render(template, conversation, offered.as_deref())?;
     let source = template.source(offered.is_some());
     let thinks = ReasoningFormat::detect(source);
@@ -110,12 +175,12 @@ pub(super) fn prepare(
             .map(|format| (format, thinking)),
         separate: conversation.separate_reasoning,
     };
-    let mut grammar = shape;
+    let mut grammar = shape.clone();
     if let Some(tools) = offered {
         let format = ToolFormat::detect(source.filter(|_| template.mentions_tools()));
         let special = |text: &str| {
-            let id = inner.tokenizer.id_of(text)?;
-            inner.tokenizer.is_special(id).then_some(id.0)
+            let id = local.tokenizer.id_of(text)?;
+            local.tokenizer.is_special(id).then_some(id.0)
         };
         let options = GrammarOptions {
             parallel: conversation.parallel_tool_calls,
@@ -134,11 +199,23 @@ pub(super) fn prepare(
         .map(Grammar::Lark);
         reading.tools = Some((format, tools.into()));
     }
-    Ok(PreparedChat {
+    Ok(Rendered {
         prompt,
         grammar,
         reading,
     })
+}
+
+/// The tools the model gets to see, once they and the shape fit together.
+fn checked(
+    conversation: &Conversation,
+    shape: Option<&Grammar>,
+) -> Result<Option<Vec<Tool>>, Error> {
+    let offered = offered(conversation)?;
+    if offered.is_some() && shape.is_some() {
+        return Err(Error::tool("Grammar and tools are mutually exclusive"));
+    }
+    Ok(offered)
 }
 
 /// The tools the model gets to see; none when there are none or none may be called.

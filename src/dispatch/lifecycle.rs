@@ -10,92 +10,64 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::AbortHandle;
 use tracing::Instrument;
 
+use super::Inner;
 use super::admission::Permit;
+use super::local::{Local, Ready};
 use super::transcript::{Piece, Transcript};
-use super::{Config, Inner};
 use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
 use crate::generation::{
-    Error, ErrorKind, Event, EventStream, Finish, FinishReason, Grammar, PromptToken, Request,
-    RequestId, Started, Timings, TokenEvent, TokenId, TokenInfo, Usage,
+    Error, ErrorKind, Event, EventStream, Finish, FinishReason, PromptToken, Request, RequestId,
+    Started, Timings, TokenEvent, TokenId, TokenInfo, Usage,
 };
-use crate::guided::{GrammarError, Guide};
 use crate::telemetry::{Failure, Metrics};
-use crate::text::{Detokenizer, Encoding};
+use crate::text::Detokenizer;
 
 /// Prompt tokens that give the first generated token its context when it becomes text.
 const DETOKENIZER_CONTEXT: usize = 5;
 
-/// Texts up to this many bytes are tokenized where they are; longer ones take more than 100 µs and leave
-/// the async threads.
-const INLINE_TEXT_BYTES: usize = 128;
-
-/// Turns text into tokens, in place when it is short, else on a thread that may block.
-pub(super) async fn encode(
-    inner: &Inner,
-    text: String,
-    add_special: bool,
-) -> Result<Encoding, Error> {
-    let failed = |e: crate::text::TextError| Error::invalid(format!("tokenizer error {e}"));
-    if text.len() <= INLINE_TEXT_BYTES {
-        return inner.tokenizer.encode(&text, add_special).map_err(failed);
-    }
-    let turn = Arc::clone(&inner.tokenizing).acquire_owned().await;
-    let tokenizer = inner.tokenizer.clone();
-    // The turn ends with the work, which goes on when the caller has given up: else texts nobody waits for
-    // would pile up beside each other.
-    let gauge = inner.metrics.tokenizing.clone();
-    let task = tokio::task::spawn_blocking(move || {
-        gauge.inc();
-        let encoding = tokenizer.encode(&text, add_special);
-        gauge.dec();
-        drop(turn);
-        encoding
-    });
-    task.await
-        .map_err(|_| Error::generation("the tokenizer panicked"))?
-        .map_err(failed)
-}
-
-/// Compiles a grammar, on a thread that may block unless it is known already.
-async fn guide(inner: &Inner, grammar: &Grammar) -> Result<Guide, Error> {
-    let refused = |e: GrammarError| Error::invalid(e.to_string());
-    let compiler = inner
-        .compiler
-        .as_ref()
-        .ok_or_else(|| refused(GrammarError::Unsupported))?;
-    if let Some(outcome) = compiler.remembered(grammar) {
-        return outcome.map_err(refused);
-    }
-    let turn = Arc::clone(&inner.compiling).acquire_owned().await;
-    let compiler = Arc::clone(compiler);
-    let grammar = grammar.clone();
-    // As with texts, the turn ends with the work, not with the caller's patience.
-    let task = tokio::task::spawn_blocking(move || {
-        let guide = compiler.compile(&grammar);
-        drop(turn);
-        guide
-    });
-    task.await
-        .map_err(|_| Error::generation("the grammar's compiler panicked"))?
-        .map_err(refused)
-}
-
-/// Starts one sequence: prompt to tokens, lengths checked, handed to the engine.
+/// Starts one sequence here: prompt to tokens, lengths checked, handed to the engine.
 pub(super) async fn start(
     inner: &Arc<Inner>,
     request: Request,
     permit: Permit,
 ) -> Result<EventStream, Error> {
+    let local = inner.local()?;
     let id = inner.next_id();
     let span = tracing::debug_span!("request", %id);
-    let prepared = prepare(inner, &request);
-    let prepared = match request.deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), prepared.instrument(span))
+    let prepared = local.prepare(&inner.config, &request, &inner.metrics);
+    let ready = in_time(request.deadline, prepared.instrument(span)).await??;
+    submit(inner, local, id, &request, ready, permit)
+}
+
+/// What comes of a future, unless the deadline passes before.
+pub(super) async fn in_time<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = T>,
+) -> Result<T, Error> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work)
             .await
-            .map_err(|_| Error::deadline_exceeded())?,
-        None => prepared.instrument(span).await,
-    };
-    let (prompt, max_new_tokens, guide) = prepared?;
+            .map_err(|_| Error::deadline_exceeded()),
+        None => Ok(work.await),
+    }
+}
+
+/// Hands a prepared sequence to the engine.
+///
+/// Errors: overloaded, generation (the engine has stopped).
+pub(super) fn submit(
+    inner: &Arc<Inner>,
+    local: &Arc<Local>,
+    id: RequestId,
+    request: &Request,
+    ready: Ready,
+    permit: Permit,
+) -> Result<EventStream, Error> {
+    let Ready {
+        prompt,
+        max_new_tokens,
+        guide,
+    } = ready;
     let queued_at = Instant::now();
     if request.accounted {
         inner
@@ -108,17 +80,17 @@ pub(super) async fn start(
             .observe(max_new_tokens as f64);
     }
     let context = prompt.len().saturating_sub(DETOKENIZER_CONTEXT);
-    let detokenizer = Detokenizer::new(inner.tokenizer.clone(), &prompt[context..]);
+    let detokenizer = Detokenizer::new(local.tokenizer.clone(), &prompt[context..]);
     let prompt_tokens = if request.prompt_logprobs {
         prompt.clone()
     } else {
         Vec::new()
     };
     let input_tokens = prompt.len() as u32;
-    let output = inner.engine.submit(|output| Job {
+    let output = local.engine.submit(|output| Job {
         prompt,
         max_new_tokens,
-        eos: Arc::clone(&inner.eos),
+        eos: Arc::clone(&local.eos),
         sampling: request.sampling.clone(),
         guide,
         top_n: request.top_n_tokens,
@@ -133,6 +105,7 @@ pub(super) async fn start(
     let answer = Answer {
         id,
         inner: Arc::clone(inner),
+        local: Arc::clone(local),
         output,
         transcript: Transcript::new(detokenizer, &request.stop, request.stop_rule),
         prompt_tokens,
@@ -149,57 +122,11 @@ pub(super) async fn start(
     Ok(EventStream::new(Watched::new(answer, request.deadline)))
 }
 
-/// The prompt's tokens, how many may follow and which, after the checks that need the tokenizer.
-async fn prepare(
-    inner: &Inner,
-    request: &Request,
-) -> Result<(Vec<TokenId>, usize, Option<Guide>), Error> {
-    let Config {
-        max_input_tokens,
-        max_total_tokens,
-        ..
-    } = inner.config;
-    let encoding = encode(inner, request.prompt.clone(), request.add_special_tokens).await?;
-    let mut prompt = encoding.ids;
-    if let Some(keep) = request.truncate
-        && prompt.len() > keep.get()
-    {
-        prompt.drain(..prompt.len() - keep.get());
-    }
-    let input = prompt.len();
-    let left = max_total_tokens.saturating_sub(input);
-    let wanted = request.max_new_tokens.map_or(left, |n| n.get() as usize);
-    // TGI checks the first 1,024 tokens asked for, not all of them; more than fits is cut, not refused.
-    let checked = wanted.min(1024);
-    if input + checked > max_total_tokens {
-        return Err(Error::too_long(format!(
-            "`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. Given: {input} `inputs` tokens and {checked} `max_new_tokens`"
-        )));
-    }
-    if input > max_input_tokens {
-        return Err(Error::too_long(format!(
-            "`inputs` must have less than {max_input_tokens} tokens. Given: {input}"
-        )));
-    }
-    let guide = match &request.grammar {
-        Some(grammar) => Some(guide(inner, grammar).await?),
-        None => None,
-    };
-    if input == 0 {
-        return Err(Error::invalid("`inputs` cannot be empty"));
-    }
-    if left == 0 {
-        return Err(Error::too_long(format!(
-            "`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. Given: {input} `inputs` tokens and 1 `max_new_tokens`"
-        )));
-    }
-    Ok((prompt, wanted.min(left), guide))
-}
-
 /// One answer in the making. Dropping it closes the engine's channel, which cancels the work.
 struct Answer {
     id: RequestId,
     inner: Arc<Inner>,
+    local: Arc<Local>,
     output: UnboundedReceiver<Output>,
     transcript: Transcript,
     prompt_tokens: Vec<TokenId>,
@@ -274,7 +201,7 @@ impl Answer {
             top,
         } = sampled;
         self.generated_tokens += 1;
-        let special = self.inner.tokenizer.is_special(id);
+        let special = self.local.tokenizer.is_special(id);
         let piece = self.transcript.push(id, ended.is_some());
         let Piece {
             token_text,
@@ -291,7 +218,7 @@ impl Answer {
         };
         let mut top_tokens = Vec::with_capacity(top.len());
         for (id, logprob) in top {
-            let special = self.inner.tokenizer.is_special(id);
+            let special = self.local.tokenizer.is_special(id);
             top_tokens.push(TokenInfo {
                 id: Some(id),
                 text: self.text_of(id)?,
@@ -350,7 +277,7 @@ impl Answer {
     }
 
     fn text_of(&self, id: TokenId) -> Result<String, Error> {
-        self.inner.tokenizer.token_text(id).map_err(decode_error)
+        self.local.tokenizer.token_text(id).map_err(decode_error)
     }
 }
 
@@ -450,7 +377,7 @@ fn decode_error(error: crate::text::TextError) -> Error {
     Error::generation(format!("Server error: {error}"))
 }
 
-fn observe_success(metrics: &Metrics, timings: &Timings, generated_tokens: u32) {
+pub(super) fn observe_success(metrics: &Metrics, timings: &Timings, generated_tokens: u32) {
     let per_token = timings.inference / generated_tokens.max(1);
     metrics.request_success.inc();
     metrics.request_duration.observe(seconds(timings.total));
@@ -483,7 +410,9 @@ pub(super) fn count_error(metrics: &Metrics, error: &Error) {
         }
         ErrorKind::Template => Failure::Template,
         ErrorKind::Overloaded { .. } => Failure::Overloaded,
-        ErrorKind::Generation | ErrorKind::Unhealthy => Failure::Generation,
+        ErrorKind::Generation | ErrorKind::NoTarget | ErrorKind::Budget | ErrorKind::Unhealthy => {
+            Failure::Generation
+        }
         ErrorKind::Incomplete => Failure::Incomplete,
         ErrorKind::DeadlineExceeded => Failure::Timeout,
     });

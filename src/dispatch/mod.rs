@@ -6,24 +6,28 @@
 
 mod admission;
 mod chat;
+mod hybrid;
 mod lifecycle;
+mod local;
 mod transcript;
+mod untemplate;
 
 pub use admission::Permit;
 pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatStream, PreparedChat};
+pub use hybrid::{Hybrid, UpstreamHealth};
+pub use local::Local;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use crate::engine::Engine;
 use crate::generation::{
-    Conversation, Error, Event, EventStream, Grammar, Message, Request, RequestId, TokenId,
+    Conversation, Error, Event, EventStream, Grammar, Message, Request, RequestId, RouteAsk, Side,
+    TokenId,
 };
-use crate::guided::{CACHED_GRAMMARS, Compiler};
 use crate::telemetry::{Failure, Metrics};
-use crate::text::{ChatTemplate, Encoding, Tokenizer};
+use crate::text::Encoding;
 use futures::StreamExt;
 
 /// The hall's bounds.
@@ -54,65 +58,66 @@ pub struct Dispatcher {
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-    eos: Arc<[TokenId]>,
+    /// None when every answer is made elsewhere.
+    local: Option<Arc<Local>>,
+    /// None when there is nowhere else to go.
+    hybrid: Option<Arc<Hybrid>>,
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
-    tokenizing: Arc<Semaphore>,
-    /// None when grammars are not served.
-    compiler: Option<Arc<Compiler>>,
-    compiling: Arc<Semaphore>,
     pace: admission::Pace,
     next_id: std::sync::atomic::AtomicU64,
 }
 
 impl Dispatcher {
-    /// Builds the hall over a running engine.
+    /// Builds the hall over a local model, upstreams, or both.
     pub fn new(
         config: Config,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        template: Option<ChatTemplate>,
-        eos: Arc<[TokenId]>,
+        local: Option<Local>,
+        hybrid: Option<Hybrid>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
-        let tokenizing = Arc::new(Semaphore::new(config.validation_workers));
-        let compiler = config.grammars.then(|| {
-            Arc::new(Compiler::new(
-                tokenizer.clone(),
-                Arc::clone(&eos),
-                CACHED_GRAMMARS,
-            ))
-        });
         Self {
             inner: Arc::new(Inner {
                 config,
-                engine,
-                tokenizer,
-                template,
-                eos,
+                local: local.map(Arc::new),
+                hybrid: hybrid.map(Arc::new),
                 metrics,
                 permits,
-                tokenizing,
-                compiler,
-                compiling: Arc::new(Semaphore::new(COMPILED_AT_ONCE)),
                 pace: admission::Pace::default(),
                 next_id: std::sync::atomic::AtomicU64::new(0),
             }),
         }
     }
 
-    /// Largest token id the tokenizer knows, plus one.
+    /// Whether callers may name this model, beside the one served here.
+    pub fn serves(&self, name: &str) -> bool {
+        self.names().any(|known| known == name)
+    }
+
+    /// Names that callers may use beside that of the model served here.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.inner.hybrid.iter().flat_map(|hybrid| hybrid.names())
+    }
+
+    /// Every target's state, for operators; none where there is nowhere else to go.
+    pub fn upstreams(&self) -> Vec<UpstreamHealth> {
+        let hybrid = self.inner.hybrid.as_ref();
+        hybrid.map(|hybrid| hybrid.statuses()).unwrap_or_default()
+    }
+
+    /// Largest token id the local tokenizer knows, plus one; any id where there is none.
     pub fn vocab_size(&self) -> usize {
-        self.inner.tokenizer.vocab_size()
+        let local = self.inner.local.as_ref();
+        local.map_or(u32::MAX as usize, |local| local.tokenizer.vocab_size())
     }
 
     /// The bytes a token stands for, which may be a part of a character; none outside the vocabulary.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
-        self.inner.tokenizer.token_bytes(id).unwrap_or_default()
+        let local = self.inner.local.as_ref();
+        local
+            .and_then(|local| local.tokenizer.token_bytes(id).ok())
+            .unwrap_or_default()
     }
 
     /// The bounds in force.
@@ -129,7 +134,12 @@ impl Dispatcher {
     ///
     /// Errors: overloaded, with the time after which a permit is likely free.
     pub fn admit(&self, count: usize) -> Result<Permit, Error> {
-        admission::admit(&self.inner.permits, count).ok_or_else(|| {
+        let here = admission::admit(&self.inner.permits, count, Side::Local);
+        let room = here.or_else(|| {
+            let hybrid = self.inner.hybrid.as_ref()?;
+            admission::admit(hybrid.permits(), count, Side::Remote)
+        });
+        room.ok_or_else(|| {
             self.inner.metrics.count_failure(Failure::Overloaded);
             Error::overloaded(self.inner.pace.expected_wait())
         })
@@ -163,7 +173,10 @@ impl Dispatcher {
     /// Errors: invalid (too long, not served), overloaded, deadline exceeded.
     pub async fn generate(&self, request: Request, permit: Permit) -> Result<EventStream, Error> {
         let accounted = request.accounted;
-        let result = lifecycle::start(&self.inner, request, permit).await;
+        let result = match &self.inner.hybrid {
+            Some(hybrid) => hybrid::answer(&self.inner, hybrid, request, permit).await,
+            None => lifecycle::start(&self.inner, request, permit).await,
+        };
         if let Err(error) = &result
             && accounted
         {
@@ -172,26 +185,44 @@ impl Dispatcher {
         result
     }
 
-    /// Renders a conversation, off the async threads when it is long, and hands it back; takes no permit.
+    /// Renders a conversation, off the async threads when it is long; takes no permit.
     ///
-    /// `shape` is what the answer must look like, if the caller said so.
+    /// `shape` is what the answer must look like, if the caller said so. Where `route` may lead
+    /// elsewhere, what this machine cannot render is noted and not refused; without one it is for this machine.
     /// Errors: no template or one that refuses the messages (template), wrong tools (tool).
     pub async fn prepare_chat(
         &self,
         conversation: Conversation,
         shape: Option<Grammar>,
-    ) -> Result<(PreparedChat, Conversation), Error> {
-        if is_short(&conversation) {
-            let prepared = chat::prepare(&self.inner, &conversation, shape)?;
-            return Ok((prepared, conversation));
+        route: Option<&RouteAsk>,
+    ) -> Result<PreparedChat, Error> {
+        let anyone = self.inner.hybrid.as_ref().zip(route);
+        let mut local = self.inner.local.as_ref();
+        if anyone.is_some_and(|(hybrid, route)| hybrid.is_for_others(route)) {
+            local = None;
         }
-        let turn = Arc::clone(&self.inner.tokenizing).acquire_owned().await;
-        let inner = Arc::clone(&self.inner);
+        let Some(local) = local else {
+            if anyone.is_none() {
+                self.inner.local()?;
+            }
+            return chat::prepare_for_anyone(None, conversation, shape);
+        };
+        let anyone = anyone.is_some();
+        let is_short = is_short(&conversation);
+        let prepare = move |local: &Local| match anyone {
+            true => chat::prepare_for_anyone(Some(local), conversation, shape),
+            false => chat::prepare(local, conversation, shape),
+        };
+        if is_short {
+            return prepare(local);
+        }
+        let turn = Arc::clone(&local.tokenizing).acquire_owned().await;
+        let local = Arc::clone(local);
         // As with tokenizing, the turn ends with the work, not when the caller has given up.
         let task = tokio::task::spawn_blocking(move || {
-            let prepared = chat::prepare(&inner, &conversation, shape);
+            let prepared = prepare(&local);
             drop(turn);
-            Ok((prepared?, conversation))
+            prepared
         });
         task.await
             .map_err(|_| Error::template("the template panicked"))?
@@ -199,14 +230,18 @@ impl Dispatcher {
 
     /// Turns text into tokens with their byte ranges; takes no permit.
     pub async fn tokenize(&self, text: String, add_special: bool) -> Result<Encoding, Error> {
-        lifecycle::encode(&self.inner, text, add_special).await
+        let local = self.inner.local()?;
+        local.encode(text, add_special, &self.inner.metrics).await
     }
 
     /// Whether the server can answer: a look at the engine's thread, and after a failed step a real token.
     ///
     /// Errors: unhealthy.
     pub async fn health(&self) -> Result<(), Error> {
-        let load = self.inner.engine.load();
+        let Some(local) = &self.inner.local else {
+            return Ok(());
+        };
+        let load = local.engine.load();
         if load.stopped {
             return Err(Error::unhealthy());
         }
@@ -231,9 +266,6 @@ impl Dispatcher {
         Err(Error::unhealthy())
     }
 }
-
-/// Grammars compiled at once; the others wait, those compiled already do not.
-const COMPILED_AT_ONCE: usize = 2;
 
 /// Conversations up to this many bytes and messages are rendered where they are: that takes less than 100 µs.
 const INLINE_CONVERSATION_BYTES: usize = 4096;
@@ -268,6 +300,13 @@ fn is_short(conversation: &Conversation) -> bool {
 const HEALTH_PROBE_TIME: Duration = Duration::from_secs(10);
 
 impl Inner {
+    /// Errors: every answer is made elsewhere.
+    fn local(&self) -> Result<&Arc<Local>, Error> {
+        self.local.as_ref().ok_or_else(|| {
+            Error::invalid("this server has no model of its own, so it cannot do that")
+        })
+    }
+
     fn next_id(&self) -> RequestId {
         RequestId(
             self.next_id

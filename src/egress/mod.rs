@@ -5,9 +5,13 @@
 //! written. The gate decides by the operator's settings alone, fails closed, and writes the audit line
 //! before it opens. It knows no wire format and opens no socket.
 
+mod gate;
+mod sentence;
 mod types;
 
+pub use gate::Gate;
+pub use sentence::egress_sentence;
 pub use types::{
     Action, Config, ContentRule, Demand, Denied, Departure, Destination, Facts, Grant, Level,
-    Passport, Purpose,
+    Passport, Purpose, Settled,
 };

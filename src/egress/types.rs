@@ -22,6 +22,18 @@ pub enum Level {
     Any,
 }
 
+impl Level {
+    /// The name in settings and in the audit log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Dedicated => "dedicated",
+            Self::Allowlist => "allowlist",
+            Self::Any => "any",
+        }
+    }
+}
+
 /// What one key's caller may let leave.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Grant {
@@ -214,6 +226,9 @@ pub enum Denied {
     /// The day's money is spent or promised.
     #[error("max_usd_per_day of upstream `{0}` does not cover this request's worst case")]
     Money(String),
+    /// Somebody's text in what must carry none.
+    #[error("what leaves for `{0}` carries no text")]
+    Text(&'static str),
     /// The audit line could not be written.
     #[error("the audit log cannot be written, so nothing may leave")]
     Audit,
@@ -231,9 +246,21 @@ impl Denied {
             Self::Size { .. } => "size",
             Self::PriceUnknown(_) => "price_unknown",
             Self::Money(_) => "budget",
+            Self::Text(_) => "text",
             Self::Audit => "audit",
         }
     }
+}
+
+/// What became of what left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// The status, or the class of the failure.
+    pub status: String,
+    /// Bytes of the answer.
+    pub bytes_in: u64,
+    /// What it cost in nano-USD, if that is known.
+    pub cost_nusd: Option<u64>,
 }
 
 /// Bytes that may leave, once, to one destination. Only the gate makes one; sending takes it.
@@ -273,5 +300,18 @@ impl fmt::Debug for Passport {
             .field("purpose", &self.purpose)
             .field("bytes", &self.body.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Passport {
+    /// A passport that no gate has seen, for tests of what comes behind it.
+    pub(crate) fn forged(destination: Destination, body: Bytes) -> Self {
+        Self {
+            destination,
+            purpose: Purpose::Request,
+            body,
+            request_id: "test".to_owned(),
+        }
     }
 }

@@ -1,20 +1,82 @@
 //! The engine's face toward the async world; the last file on this side that knows it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::load::{LoadSnapshot, Unseen};
 use super::{Job, Output};
 
 /// Numbers the worker keeps up to date for whoever decides about new work.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) waiting: AtomicUsize,
     pub(super) running: AtomicUsize,
     pub(super) last_step_failed: AtomicBool,
     pub(super) stopped: AtomicBool,
+    unseen_jobs: AtomicUsize,
+    unseen_prompt_tokens: AtomicUsize,
+    unseen_new_tokens: AtomicUsize,
+    snapshot: Mutex<LoadSnapshot>,
+}
+
+impl Shared {
+    pub(super) fn new(snapshot: LoadSnapshot) -> Self {
+        Self {
+            waiting: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            last_step_failed: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            unseen_jobs: AtomicUsize::new(0),
+            unseen_prompt_tokens: AtomicUsize::new(0),
+            unseen_new_tokens: AtomicUsize::new(0),
+            snapshot: Mutex::new(snapshot),
+        }
+    }
+
+    /// Hands a new snapshot over for the old one, and takes the jobs in it off those on their way.
+    ///
+    /// False, and nothing is done, while a reader holds the lock, unless the worker has time to wait for it.
+    pub(super) fn publish(&self, fresh: &mut LoadSnapshot, taken: Unseen, wait: bool) -> bool {
+        let mut snapshot = match self.snapshot.try_lock() {
+            Ok(snapshot) => snapshot,
+            Err(_) if wait => self.snapshot.lock().unwrap_or_else(PoisonError::into_inner),
+            Err(_) => return false,
+        };
+        std::mem::swap(&mut *snapshot, fresh);
+        self.forget(taken);
+        true
+    }
+
+    fn expect(&self, unseen: Unseen) {
+        self.unseen_jobs.fetch_add(unseen.jobs, Ordering::Relaxed);
+        self.unseen_prompt_tokens
+            .fetch_add(unseen.prompt_tokens, Ordering::Relaxed);
+        self.unseen_new_tokens
+            .fetch_add(unseen.new_tokens, Ordering::Relaxed);
+    }
+
+    fn forget(&self, unseen: Unseen) {
+        self.unseen_jobs.fetch_sub(unseen.jobs, Ordering::Relaxed);
+        self.unseen_prompt_tokens
+            .fetch_sub(unseen.prompt_tokens, Ordering::Relaxed);
+        self.unseen_new_tokens
+            .fetch_sub(unseen.new_tokens, Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> LoadSnapshot {
+        let snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut copy = snapshot.clone();
+        // Read under the lock: a job stands in the line or among those on their way, never in both.
+        copy.unseen = Unseen {
+            jobs: self.unseen_jobs.load(Ordering::Relaxed),
+            prompt_tokens: self.unseen_prompt_tokens.load(Ordering::Relaxed),
+            new_tokens: self.unseen_new_tokens.load(Ordering::Relaxed),
+        };
+        copy
+    }
 }
 
 /// The engine's state as seen from outside, a moment old.
@@ -62,11 +124,25 @@ impl Engine {
         job: impl FnOnce(tokio::sync::mpsc::UnboundedSender<Output>) -> Job,
     ) -> Result<UnboundedReceiver<Output>, SubmitError> {
         let (output, receiver) = unbounded_channel();
-        self.jobs.try_send(job(output)).map_err(|e| match e {
-            TrySendError::Full(_) => SubmitError::Full,
-            TrySendError::Disconnected(_) => SubmitError::Stopped,
+        let job = job(output);
+        let unseen = Unseen::of(&job);
+        // Counted before it is sent, so that the worker never takes off what is not there yet.
+        self.shared.expect(unseen);
+        self.jobs.try_send(job).map_err(|e| {
+            self.shared.forget(unseen);
+            match e {
+                TrySendError::Full(_) => SubmitError::Full,
+                TrySendError::Disconnected(_) => SubmitError::Stopped,
+            }
         })?;
         Ok(receiver)
+    }
+
+    /// Who runs, who waits, and how long steps take: what a forecast needs.
+    ///
+    /// Cost: a copy of both lines.
+    pub fn snapshot(&self) -> LoadSnapshot {
+        self.shared.snapshot()
     }
 
     /// What the engine is doing.

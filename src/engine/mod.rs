@@ -1,7 +1,7 @@
 //! The local engine: token lists in, tokens out, many sequences at once.
 //!
 //! One step is drain → schedule → forward ∥ masks → sample → emit, and it all happens on one OS thread, which
-//! alone owns the scheduler, the KV blocks and the model: there is no lock on the step path. The async
+//! alone owns the scheduler, the KV blocks and the model: no step waits for anybody's lock. The async
 //! world meets it in `handle.rs` only: jobs go in through a bounded channel, each job's tokens come out
 //! through a channel of its own, and dropping that channel's far end cancels the job at the next step.
 //! Nothing here knows text; stop strings are found outside.
@@ -9,6 +9,7 @@
 mod batch;
 pub mod block_pool;
 mod handle;
+mod load;
 pub mod logits;
 mod masks;
 pub mod prefix_cache;
@@ -19,6 +20,7 @@ mod softmax;
 mod worker;
 
 pub use handle::{Engine, Load, SubmitError};
+pub use load::{BUCKETS, LoadSnapshot, SequenceLoad, StepTimes, Unseen};
 pub use worker::start;
 
 use std::num::NonZeroUsize;

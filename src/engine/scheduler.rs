@@ -149,6 +149,11 @@ impl Scheduler {
         self.waiting.len()
     }
 
+    /// Sequences waiting, in order.
+    pub fn waiting(&self) -> impl Iterator<Item = SequenceId> {
+        self.waiting.iter().copied()
+    }
+
     /// Sequences running, oldest first.
     pub fn running(&self) -> &[SequenceId] {
         &self.running

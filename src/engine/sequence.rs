@@ -17,6 +17,7 @@ pub struct SequenceId(pub u32);
 pub struct Sequence {
     pub(super) tokens: Vec<TokenId>,
     pub(super) prompt_len: usize,
+    max_new_tokens: usize,
     pub(super) computed: usize,
     pub(super) table: Vec<BlockId>,
     pub(super) hashes: Vec<BlockHash>,
@@ -46,6 +47,7 @@ impl Sequence {
         let mut sequence = Self {
             tokens,
             prompt_len,
+            max_new_tokens,
             computed: 0,
             table: Vec::with_capacity((prompt_len + max_new_tokens).div_ceil(BLOCK_TOKENS)),
             hashes: Vec::new(),
@@ -69,6 +71,16 @@ impl Sequence {
     /// Length of the prompt in tokens.
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
+    }
+
+    /// Most tokens to generate.
+    pub fn max_new_tokens(&self) -> usize {
+        self.max_new_tokens
+    }
+
+    /// Tokens whose keys and values are stored.
+    pub fn computed(&self) -> usize {
+        self.computed
     }
 
     pub(super) fn append(&mut self, token: TokenId) {

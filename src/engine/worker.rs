@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::batch::{Batch, wanted_rows};
 use super::handle::{Engine, Shared};
+use super::load::{LoadSnapshot, Reporter};
 use super::logits::{Processor, Seen};
 use super::masks::Masks;
 use super::sampler::{logprob_of, sample};
@@ -30,7 +31,7 @@ pub fn start(
     metrics: Arc<Metrics>,
 ) -> std::io::Result<Engine> {
     let (sender, jobs) = sync_channel(config.max_queued.get());
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::new(LoadSnapshot::idle(&config, Instant::now())));
     let masks = Masks::start()?;
     let worker = Worker::new(model, config, metrics, jobs, masks, Arc::clone(&shared));
     std::thread::Builder::new()
@@ -79,6 +80,7 @@ struct Worker {
     metrics: Arc<Metrics>,
     jobs: Receiver<Job>,
     shared: Arc<Shared>,
+    reporter: Reporter,
 }
 
 impl Worker {
@@ -111,6 +113,7 @@ impl Worker {
             metrics,
             jobs,
             shared,
+            reporter: Reporter::new(&config, Instant::now()),
         }
     }
 
@@ -118,8 +121,10 @@ impl Worker {
         let _stopped = Stopped(Arc::clone(&self.shared));
         while self.drain() {
             self.drop_cancelled();
+            self.report();
             self.step();
             self.publish();
+            self.report();
         }
     }
 
@@ -143,10 +148,12 @@ impl Worker {
     }
 
     fn take_in(&mut self, mut job: Job) {
+        self.reporter.took_in(&job);
         if !self.scheduler.fits(job.prompt.len() + job.max_new_tokens) {
             let _ = job.output.send(Output::Failed(
                 "the request exceeds the KV cache".to_owned(),
             ));
+            self.report();
             return;
         }
         let sequence = Sequence::new(
@@ -182,6 +189,7 @@ impl Worker {
     }
 
     fn remove(&mut self, id: SequenceId) {
+        self.reporter.changed();
         self.scheduler.remove(id);
         self.active[id.0 as usize] = None;
     }
@@ -194,6 +202,9 @@ impl Worker {
         self.metrics
             .prefix_cache_hit_tokens
             .inc_by(plan.cached_tokens as u64);
+        if plan.admitted + plan.preempted > 0 {
+            self.reporter.changed();
+        }
         if plan.admitted > 0 {
             self.metrics.batch_next_size.observe(plan.admitted as f64);
         }
@@ -226,8 +237,9 @@ impl Worker {
                     .inc_by(self.scheduler.plan().num_tokens() as u64);
                 self.scheduler.complete_step();
                 self.sample_and_emit();
-                self.metrics
-                    .observe_step(method, forward, began.elapsed() - forward);
+                let whole = began.elapsed();
+                self.metrics.observe_step(method, forward, whole - forward);
+                self.reporter.stepped(&self.scheduler.plan().shares, whole);
             }
             Err(problem) => {
                 tracing::error!(problem, "a step failed");
@@ -394,6 +406,11 @@ impl Worker {
             }
             self.remove(id);
         }
+    }
+
+    fn report(&mut self) {
+        self.reporter
+            .report(&self.scheduler, &self.shared, Instant::now());
     }
 
     fn publish(&self) {

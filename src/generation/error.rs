@@ -25,6 +25,10 @@ pub enum ErrorKind {
     },
     /// The engine failed while working on the request.
     Generation,
+    /// No place can serve it, for another reason than load; an operator must act.
+    NoTarget,
+    /// The money set aside for it is spent.
+    Budget,
     /// The request's deadline passed.
     DeadlineExceeded,
     /// The answer ended before its last token.
@@ -98,6 +102,22 @@ impl Error {
     pub fn generation(message: impl Into<String>) -> Self {
         Self {
             kind: ErrorKind::Generation,
+            message: message.into(),
+        }
+    }
+
+    /// Builds the failure of a request that no place can serve; `message` tells an operator what to do.
+    pub fn no_target(message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::NoTarget,
+            message: message.into(),
+        }
+    }
+
+    /// Builds the refusal of a request that no money is left for.
+    pub fn budget(message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Budget,
             message: message.into(),
         }
     }

@@ -128,6 +128,7 @@ pub enum ChatPiece {
 
 /// One event of an answer, in the order they come.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "all events but one are tokens")]
 pub enum Event {
     /// First, once.
     Started(Started),

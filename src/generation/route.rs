@@ -181,7 +181,7 @@ pub struct RouteAsk {
     /// This request's name in headers, logs and records.
     pub request_id: Arc<str>,
     /// The route it came in by, as the router knows it: `/v1/chat/completions`.
-    pub path: &'static str,
+    pub path: Arc<str>,
     /// The model as the caller named it; none means the default.
     pub model: Option<Arc<str>>,
     /// Who should answer.
@@ -201,8 +201,8 @@ pub struct RouteAsk {
 /// What became of one request: for headers, and for the comment at the end of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteNote {
-    /// Where the answer is made.
-    pub side: Side,
+    /// Where the answer is made; none where nobody makes one.
+    pub side: Option<Side>,
     /// Why there.
     pub reason: Reason,
     /// The upstream's name.
@@ -214,7 +214,7 @@ pub struct RouteNote {
     /// Requests sent to upstreams so far.
     pub attempts: u32,
     /// What the answer lacks of what was asked for.
-    pub degraded: Vec<&'static str>,
+    pub degraded: Vec<String>,
     /// What it costs in nano-USD.
     pub cost_nusd: Option<u64>,
     /// Whether the cost is an estimate.
@@ -222,10 +222,18 @@ pub struct RouteNote {
 }
 
 impl RouteNote {
+    /// Of a request that nobody answers.
+    pub fn refused(reason: Reason) -> Self {
+        Self {
+            side: None,
+            ..Self::local(reason)
+        }
+    }
+
     /// Of an answer made here.
     pub fn local(reason: Reason) -> Self {
         Self {
-            side: Side::Local,
+            side: Some(Side::Local),
             reason,
             upstream: None,
             model: None,
@@ -246,7 +254,7 @@ impl RouteNotes {
     /// Reserves a place for one request's note.
     pub fn open(&self) -> RouteSlot {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        notes.push(RouteNote::local(Reason::LocalOk));
+        notes.push(RouteNote::refused(Reason::LocalOk));
         RouteSlot {
             notes: self.clone(),
             place: notes.len() - 1,

@@ -4,12 +4,56 @@
 //! engine gives. It keeps each target's state (breaker, parking, latency) and reports every attempt to it
 //! exactly once. It decides nothing: whether and where to is the hall's business.
 
+mod adaptive;
+mod attempt;
+mod board;
+mod breaker;
+mod budget;
+pub mod capability_store;
+pub mod catalog;
+mod client;
+mod cold_start;
 mod config;
+pub mod control;
+pub mod detect;
+mod disk;
+mod errors;
+mod facts;
 mod fault;
+mod fetch;
+mod hints;
+mod latency;
+mod parking;
+mod retry;
+mod sse;
+mod translate;
+mod upstreams;
 
+pub use adaptive::Adaptive;
+pub use attempt::{Decoder, Reply, Reporter, Timing, start};
+pub use board::{
+    Board, EndpointState, Expected, NotNow, Outcome, Saved, TargetState, TargetStatus, Ticket,
+};
+pub use breaker::{Breaker, BreakerState, Permit, Refused, Verdict};
+pub use budget::{HedgeBudget, Rate, RetryBudget};
+pub use client::{Body, Call, Client, ClientError, Head, Response};
+pub use cold_start::ColdStart;
 pub use config::{
     AdaptiveConfig, Billing, BreakerConfig, Capabilities, Clocks, ColdStartConfig, Config,
     ControlPlane, EngineKind, Fidelity, Limits, ParkingConfig, Price, ProviderChoice, RetryConfig,
     Secret, TargetConfig, UpstreamConfig, UpstreamKind,
 };
+pub use errors::{Origin, classify, in_stream, is_error};
+pub use facts::TargetFacts;
 pub use fault::{Class, Fault};
+pub use fetch::{Fetch, Fetched, Plane, Question};
+pub use hints::retry_after;
+pub use latency::Latency;
+pub use parking::Parking;
+pub use retry::{Link, Loop, Step, Terms, Tried, caller_error, whole_seconds};
+pub use sse::{SseEvent, SseParser, TooLong};
+pub use translate::{
+    Incoming, Ineligible, Known, Outgoing, TranslateSettings, estimate_tokens, outgoing,
+    outgoing_known, proxy_path,
+};
+pub use upstreams::Remote;

@@ -2,7 +2,36 @@
 //! upstreams, money and rules, and the time.
 //!
 //! Nothing here waits, reads a clock or looks anything up, so every decision can be replayed from its record.
+//! The one exception is the log that records are written to: it has a thread of its own, and no request
+//! waits for it.
 
 mod config;
+mod decide;
+mod features;
+mod forecast;
+mod hardness;
+mod hysteresis;
+mod overflow;
+mod record;
+mod rules;
+mod sticky;
 
 pub use config::{Config, Hop, ModelRoute, OverflowPick, Rule, Then, When};
+pub use decide::{
+    BlockedBy, Decision, Excluded, Expected, Forecast, Hardness, LocalView, Need, Outcome,
+    PlannedHop, Refusal, RefusalKind, TargetState, TargetView, Terms, Why, decide, stays,
+};
+pub use features::{Arrival, FEATURE_NAMES, Features, application};
+pub use forecast::{
+    BUCKETS, EngineView, Newcomer, OutputHistory, StepTimes, Work, expected_tokens, forecast,
+    forecast_waiting,
+};
+pub use hardness::{Calibration, CalibrationError, Fit};
+pub use hysteresis::Hysteresis;
+pub use overflow::{WaitingView, reconsider};
+pub use record::{About, Aftermath, AttemptNote, DecisionLog, LogThread, Record, replay};
+pub use rules::{RuleHit, Sight, first_hit};
+pub use sticky::{Place, SessionKey, Sessions};
+
+#[cfg(test)]
+mod load_step_tests;

@@ -1,8 +1,10 @@
-//! Where log lines go and how they look.
+//! Where log lines go and how they look, and that no secret stands in them.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::redact::Redacting;
 
 /// How log lines are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub fn init_log(settings: &LogSettings) -> Result<(), String> {
         )
     })?;
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(Redacting(std::io::stderr));
     // A second subscriber is refused by tracing itself; the first one stays.
     let _ = if settings.json {
         registry.with(layer.json().flatten_event(true)).try_init()

@@ -137,6 +137,9 @@ pub struct Metrics {
     pub kv_blocks: IntGauge,
     /// Blocks held by no sequence.
     pub kv_blocks_free: IntGauge,
+    route_decisions: IntCounterVec,
+    upstream_attempts: IntCounterVec,
+    route_forecast_ratio: HistogramVec,
 }
 
 impl Metrics {
@@ -182,18 +185,21 @@ impl Metrics {
                 &r,
                 "tgi_batch_inference_duration",
                 "Batch inference duration in seconds",
+                "method",
                 &seconds,
             ),
             batch_forward_duration: histogram_vec(
                 &r,
                 "tgi_batch_forward_duration",
                 "Batch forward duration per method (prefill or decode) in seconds",
+                "method",
                 &seconds,
             ),
             batch_decode_duration: histogram_vec(
                 &r,
                 "tgi_batch_decode_duration",
                 "Time spent choosing tokens per method (prefill or decode) in seconds",
+                "method",
                 &seconds,
             ),
             request_count: counter(&r, "tgi_request_count", "Total number of requests"),
@@ -287,6 +293,25 @@ impl Metrics {
             ),
             kv_blocks: gauge(&r, "sconce_kv_blocks", "Blocks of the KV cache"),
             kv_blocks_free: gauge(&r, "sconce_kv_blocks_free", "KV blocks held by no sequence"),
+            route_decisions: counter_vec(
+                &r,
+                "sconce_route_decisions",
+                "Requests by the reason for which they were answered where they were, or refused",
+                "reason",
+            ),
+            upstream_attempts: counter_vec2(
+                &r,
+                "sconce_upstream_attempts",
+                "Requests sent to an upstream, by how they ended",
+                ["upstream", "ended"],
+            ),
+            route_forecast_ratio: histogram_vec(
+                &r,
+                "sconce_route_forecast_ratio",
+                "Time to the first token here, as a multiple of the forecast",
+                "of",
+                &[0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 2.0, 4.0],
+            ),
             registry: r,
         };
         for failure in Failure::ALL {
@@ -295,6 +320,25 @@ impl Metrics {
                 .with_label_values(&[failure.label()]);
         }
         metrics
+    }
+
+    /// Counts a decision about where a request goes, by its reason's code.
+    pub fn count_decision(&self, reason: &'static str) {
+        self.route_decisions.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a request sent to a configured upstream, by how it ended: `ok` or a class of failures.
+    pub fn count_attempt(&self, upstream: &str, ended: &'static str) {
+        self.upstream_attempts
+            .with_label_values(&[upstream, ended])
+            .inc();
+    }
+
+    /// Records how long a first token took here, as a multiple of what was forecast.
+    pub fn observe_forecast(&self, ratio: f64) {
+        self.route_forecast_ratio
+            .with_label_values(&["ttft"])
+            .observe(ratio);
     }
 
     /// Counts a failed request.
@@ -353,6 +397,12 @@ fn counter_vec(registry: &Registry, name: &str, help: &str, label: &str) -> IntC
     metric
 }
 
+fn counter_vec2(registry: &Registry, name: &str, help: &str, labels: [&str; 2]) -> IntCounterVec {
+    let metric = IntCounterVec::new(Opts::new(name, help), &labels).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     let metric = IntGauge::new(name, help).expect(VALID);
     registry.register(Box::new(metric.clone())).expect(VALID);
@@ -366,9 +416,15 @@ fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Hi
     metric
 }
 
-fn histogram_vec(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> HistogramVec {
+fn histogram_vec(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+    buckets: &[f64],
+) -> HistogramVec {
     let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-    let metric = HistogramVec::new(options, &["method"]).expect(VALID);
+    let metric = HistogramVec::new(options, &[label]).expect(VALID);
     registry.register(Box::new(metric.clone())).expect(VALID);
     metric
 }

@@ -5,6 +5,7 @@
 
 mod log;
 mod metrics;
+pub mod redact;
 
 pub use log::{LogSettings, init_log};
 pub use metrics::{Failure, HistogramRanges, Method, Metrics};

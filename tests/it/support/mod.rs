@@ -1,10 +1,12 @@
-//! What several tests need: engines in this process, and servers in their own with bytes to talk to them.
+//! What several tests need: engines in this process, and servers in their own with bytes to talk to them, and
+//! an upstream that does as it is told.
 
 pub mod chat;
 pub mod engine;
 pub mod golden;
 pub mod models;
 pub mod server;
+pub mod upstream;
 pub mod wire;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,321 @@
+//! What a caller says about routing comes in by headers, and what became of it goes out by headers.
+//!
+//! One layer reads the first and writes the second, for every route and for failures too, so that no handler
+//! knows of it. Without upstreams there is nothing to say, and not a byte of an answer changes.
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::Api;
+use super::error::ApiError;
+use super::keys::Caller;
+use crate::generation::{Error, Policy, RouteAsk, RouteNote, RouteNotes, RouteSlot, Side};
+
+/// A call's wishes about routing, and where it is noted what became of them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Routed {
+    pub(super) ask: RouteAsk,
+    pub(super) notes: Option<RouteNotes>,
+}
+
+impl Routed {
+    /// Of a call for this model.
+    pub(super) fn of(&self, model: Option<&str>, stream: bool) -> Self {
+        let mut routed = self.clone();
+        routed.ask.model = model.map(Into::into);
+        routed.ask.stream = stream;
+        routed
+    }
+
+    /// A place for one request's note.
+    pub(super) fn slot(&self) -> RouteSlot {
+        self.notes
+            .as_ref()
+            .map_or_else(RouteSlot::default, RouteNotes::open)
+    }
+}
+
+/// The name an answer carries: that of the model which made it, once it is known to be another than the one
+/// that was asked for.
+#[derive(Debug, Clone)]
+pub(super) struct ModelName {
+    asked: String,
+    notes: Option<RouteNotes>,
+}
+
+impl ModelName {
+    pub(super) fn new(asked: String, routed: &Routed) -> Self {
+        Self {
+            asked,
+            notes: routed.notes.clone(),
+        }
+    }
+
+    /// As it is known by now.
+    pub(super) fn now(&self) -> String {
+        let made_elsewhere = self.notes.as_ref().and_then(|notes| {
+            let first = notes.read().into_iter().next()?;
+            first.model.filter(|_| first.side == Some(Side::Remote))
+        });
+        made_elsewhere.unwrap_or_else(|| self.asked.clone())
+    }
+}
+
+/// Longest value of a header that names something: a request, a session.
+const LONGEST_NAME: usize = 200;
+
+/// Reads a call's wishes, and adds to its answer what became of them.
+pub(super) async fn note_route(
+    State(api): State<Api>,
+    mut caller: Caller,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if !api.config.routed {
+        return next.run(request).await;
+    }
+    let path = request.extensions().get::<MatchedPath>();
+    let path = path.map_or("", MatchedPath::as_str).to_owned();
+    let mut ask = match ask(&api, request.headers()) {
+        Ok(ask) => ask,
+        Err(error) => {
+            api.dispatcher.count_refusal(&error);
+            return ApiError::from(error).into_response();
+        }
+    };
+    ask.path = path.into();
+    ask.key.clone_from(&caller.name);
+    let request_id = HeaderValue::from_str(&ask.request_id);
+    let notes = RouteNotes::default();
+    caller.routed = Routed {
+        ask,
+        notes: Some(notes.clone()),
+    };
+    request.extensions_mut().insert(caller);
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    if let Ok(value) = request_id {
+        headers.insert(HeaderName::from_static("x-route-request-id"), value);
+    }
+    headers.extend(headers_of(&notes.read()));
+    response
+}
+
+/// Errors: a header that cannot be understood.
+fn ask(api: &Api, headers: &HeaderMap) -> Result<RouteAsk, Error> {
+    let policy = text(headers, "x-route-policy")?.map(|text| {
+        text.parse::<Policy>()
+            .map_err(|e| Error::invalid(format!("`x-route-policy` {e}")))
+    });
+    let cost = text(headers, "x-route-max-cost-usd")?.map(|text| {
+        nano_usd(text).ok_or_else(|| {
+            Error::invalid("`x-route-max-cost-usd` must be an amount of USD such as 0.02")
+        })
+    });
+    let strict = text(headers, "x-route-strict")?.map(|text| match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Error::invalid("`x-route-strict` must be true or false")),
+    });
+    let session = text(headers, "x-route-session")?;
+    if session.is_some_and(|session| session.is_empty() || session.len() > LONGEST_NAME) {
+        return Err(Error::invalid(format!(
+            "`x-route-session` must have 1 to {LONGEST_NAME} characters"
+        )));
+    }
+    let looked_at = api.config.rule_headers.iter().filter_map(|name| {
+        let value = headers.get(name)?.to_str().ok()?;
+        Some((name.as_str().to_owned(), value.to_owned()))
+    });
+    Ok(RouteAsk {
+        request_id: request_id(headers).into(),
+        policy: policy.transpose()?,
+        max_cost_nusd: cost.transpose()?,
+        strict: strict.transpose()?.unwrap_or(false),
+        session: session.map(Into::into),
+        headers: looked_at.collect(),
+        ..RouteAsk::default()
+    })
+}
+
+/// The caller's own name for the request if it is one, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let own = headers.get("x-request-id").and_then(|v| v.to_str().ok());
+    let sound = |id: &&str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
+        (1..=LONGEST_NAME).contains(&id.len()) && id.bytes().all(plain)
+    };
+    match own.filter(sound) {
+        Some(id) => id.to_owned(),
+        None => uuid::Uuid::new_v4().to_string(),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Error> {
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    let text = value
+        .to_str()
+        .map_err(|_| Error::invalid(format!("`{name}` must be plain ASCII text")))?;
+    Ok(Some(text.trim()))
+}
+
+/// An amount of USD with up to nine decimals, in nano-USD.
+fn nano_usd(text: &str) -> Option<u64> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole)
+        || !digits(decimals)
+        || decimals.len() > 9
+        || whole.len() + decimals.len() == 0
+    {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() {
+        0
+    } else {
+        whole.parse().ok()?
+    };
+    let nano: u64 = format!("{decimals:0<9}").parse().ok()?;
+    whole.checked_mul(1_000_000_000)?.checked_add(nano)
+}
+
+/// An amount of nano-USD as USD, without zeros at the end.
+pub(super) fn usd(nano: u64) -> String {
+    let text = format!("{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// What became of a call; requests of one call that went different ways are listed in their order.
+fn headers_of(notes: &[RouteNote]) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = Vec::new();
+    let mut add = |name: &'static str, values: Vec<String>| {
+        let mut distinct: Vec<String> = Vec::new();
+        for value in values {
+            if !value.is_empty() && !distinct.contains(&value) {
+                distinct.push(value);
+            }
+        }
+        // A model's name may hold what a header may not.
+        if let (false, Ok(value)) = (
+            distinct.is_empty(),
+            HeaderValue::from_str(&distinct.join(",")),
+        ) {
+            headers.push((HeaderName::from_static(name), value));
+        }
+    };
+    let each = |part: fn(&RouteNote) -> Option<String>| -> Vec<String> {
+        notes.iter().filter_map(part).collect()
+    };
+    add("x-route-target", each(|note| Some(target(note))));
+    add("x-route-upstream", each(|note| note.upstream.clone()));
+    add("x-route-model", each(|note| note.model.clone()));
+    add("x-route-provider", each(|note| note.provider.clone()));
+    add("x-route-reason", each(|note| Some(note.reason.to_string())));
+    let attempts: u32 = notes.iter().map(|note| note.attempts).sum();
+    add("x-route-attempts", vec![attempts.to_string()]);
+    let degraded = notes.iter().flat_map(|note| note.degraded.iter());
+    add("x-route-degraded", degraded.cloned().collect());
+    add("x-route-cost-usd", Vec::from_iter(cost(notes)));
+    headers
+}
+
+fn target(note: &RouteNote) -> String {
+    note.side
+        .map_or_else(|| "none".to_owned(), |side| side.to_string())
+}
+
+/// What the whole call costs so far, an estimate marked by `~`; none where no upstream answered.
+fn cost(notes: &[RouteNote]) -> Option<String> {
+    let known = notes.iter().filter_map(|note| note.cost_nusd);
+    known.clone().next()?;
+    let estimate = notes.iter().any(|note| {
+        note.cost_is_estimate || (note.side == Some(Side::Remote) && note.cost_nusd.is_none())
+    });
+    let mark = if estimate { "~" } else { "" };
+    Some(format!("{mark}{}", usd(known.sum())))
+}
+
+/// What the comment before a stream's last event says; none where nothing is routed.
+pub(super) fn closing_comment(notes: &RouteNotes) -> String {
+    let notes = notes.read();
+    let joined = |part: fn(&RouteNote) -> String| {
+        let mut words: Vec<String> = notes.iter().map(part).collect();
+        words.dedup();
+        words.join(",")
+    };
+    let cost = cost(&notes).unwrap_or_else(|| "0".to_owned());
+    let target = joined(target);
+    let reason = joined(|note| note.reason.to_string());
+    format!("x-route-cost-usd={cost} x-route-target={target} x-route-reason={reason}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generation::Reason;
+
+    #[test]
+    fn amounts_are_read_and_written_exactly() {
+        for (text, nano) in [
+            ("0.02", 20_000_000),
+            ("1", 1_000_000_000),
+            (".5", 500_000_000),
+            ("0.000000001", 1),
+            ("12.345678901", 12_345_678_901),
+        ] {
+            assert_eq!(nano_usd(text), Some(nano), "{text}");
+            assert_eq!(nano_usd(&usd(nano)), Some(nano));
+        }
+        for text in [
+            "",
+            ".",
+            "-1",
+            "1e3",
+            "0.0000000001",
+            "NaN",
+            "99999999999999999999",
+        ] {
+            assert_eq!(nano_usd(text), None, "{text}");
+        }
+        assert_eq!(usd(0), "0");
+        assert_eq!(usd(20_000_000), "0.02");
+    }
+
+    #[test]
+    fn requests_that_went_different_ways_are_told_apart() {
+        let mut away = RouteNote::local(Reason::QueueOverflow);
+        away.side = Some(Side::Remote);
+        away.upstream = Some("mine".to_owned());
+        away.attempts = 2;
+        away.cost_nusd = Some(1_500_000);
+        away.degraded = vec!["seed".to_owned()];
+        let headers = headers_of(&[RouteNote::local(Reason::LocalOk), away]);
+        let find = |name: &str| {
+            let found = headers.iter().find(|(known, _)| known == name);
+            found.and_then(|(_, value)| value.to_str().ok())
+        };
+        assert_eq!(find("x-route-target"), Some("local,remote"));
+        assert_eq!(find("x-route-reason"), Some("local_ok,queue_overflow"));
+        assert_eq!(find("x-route-upstream"), Some("mine"));
+        assert_eq!(find("x-route-attempts"), Some("2"));
+        assert_eq!(find("x-route-degraded"), Some("seed"));
+        assert_eq!(find("x-route-cost-usd"), Some("0.0015"));
+        assert_eq!(find("x-route-provider"), None);
+    }
+
+    #[test]
+    fn only_plain_names_of_requests_are_taken_over() {
+        let of = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-id", HeaderValue::from_static(value));
+            request_id(&headers)
+        };
+        assert_eq!(of("abc-123"), "abc-123");
+        assert_ne!(of("a b"), "a b");
+        assert_eq!(of("a\tb").len(), 36);
+    }
+}

@@ -1,0 +1,241 @@
+//! What became of a request, told once: to the metrics, to what is learned of answers' lengths, to the audit
+//! log, and to the operator's log.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::Hybrid;
+use super::case::{Case, Way};
+use crate::dispatch::{Inner, lifecycle};
+use crate::egress::Settled;
+use crate::generation::{Error, Finish, Request, Side, Timings};
+use crate::remote::Fault;
+use crate::route::{About, Aftermath, AttemptNote, Decision, Record};
+use crate::telemetry::Failure;
+
+/// One attempt at an upstream, as records have it.
+pub(super) fn attempted(
+    way: &Way,
+    took: Duration,
+    first_token: Option<Duration>,
+    outcome: &Result<Box<Finish>, Fault>,
+    reply: (Option<String>, Option<String>),
+    cost_nusd: Option<u64>,
+) -> AttemptNote {
+    let fault = outcome.as_ref().err();
+    let usage = outcome.as_ref().ok().map(|finish| finish.usage);
+    let (provider, request_id) = reply;
+    tracing::debug!(target = %way.facts.target.name, took_ms = took.as_millis() as u64, "an attempt ended");
+    AttemptNote {
+        target: way.facts.target.name.to_string(),
+        provider: provider.or_else(|| fault.and_then(|fault| fault.provider.clone())),
+        class: fault.map(|fault| fault.class.name().to_owned()),
+        status: fault.and_then(|fault| fault.status),
+        ttft_ms: first_token.map(ms),
+        tokens_in: usage.map(|usage| usage.input_tokens),
+        tokens_out: usage.map(|usage| usage.output_tokens),
+        cached_in: usage.map(|usage| usage.cached_tokens),
+        cost_nusd,
+        cost_basis: Some(way.facts.basis.to_string()),
+        request_id_upstream: request_id
+            .or_else(|| fault.and_then(|fault| fault.upstream_request_id.clone())),
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is noted while a request is carried out.
+#[derive(Debug)]
+pub(super) struct Tally {
+    accounted: bool,
+    queued_at: Instant,
+    first_token: Option<(Instant, Side)>,
+    attempts: Vec<AttemptNote>,
+}
+
+impl Tally {
+    pub(super) fn new(request: &Request) -> Self {
+        Self {
+            accounted: request.accounted,
+            queued_at: Instant::now(),
+            first_token: None,
+            attempts: Vec::new(),
+        }
+    }
+
+    /// A token went to the caller.
+    pub(super) fn token(&mut self, side: Side) {
+        self.first_token.get_or_insert((Instant::now(), side));
+    }
+
+    pub(super) fn attempted(&mut self, attempt: AttemptNote) {
+        self.attempts.push(attempt);
+    }
+
+    /// When the first token went to the caller.
+    pub(super) fn first_token(&self) -> Option<Instant> {
+        self.first_token.map(|(at, _)| at)
+    }
+
+    /// Where the time went: an answer made elsewhere has its first token instead of its first step.
+    pub(super) fn timings(&self, accepted_at: Instant) -> Timings {
+        let now = Instant::now();
+        let began = self.first_token.map_or(now, |(at, _)| at);
+        Timings {
+            validation: self.queued_at.saturating_duration_since(accepted_at),
+            queue: began.saturating_duration_since(self.queued_at),
+            inference: now.saturating_duration_since(began),
+            total: now.saturating_duration_since(accepted_at),
+        }
+    }
+
+    /// The request is over; none means that the caller left.
+    pub(super) fn close(
+        self,
+        inner: &Inner,
+        hybrid: &Hybrid,
+        case: &Case,
+        decision: &Decision,
+        ended: Option<&Result<Finish, Error>>,
+    ) {
+        let request = &case.request;
+        if self.accounted {
+            match ended {
+                Some(Ok(finish)) => lifecycle::observe_success(
+                    &inner.metrics,
+                    &finish.timings,
+                    finish.usage.output_tokens,
+                ),
+                Some(Err(error)) => lifecycle::count_error(&inner.metrics, error),
+                None => inner.metrics.count_failure(Failure::Dropped),
+            }
+        }
+        if let Some(Ok(finish)) = ended {
+            let key = request.route.key.as_deref().unwrap_or_default();
+            hybrid.lock_outputs().note(
+                key,
+                &request.route.path,
+                finish.usage.output_tokens,
+                case.need.max_new_tokens,
+            );
+        }
+        let side = self.first_token.map(|(_, side)| side);
+        let ttft = self.first_token.map(|(at, _)| at - request.accepted_at);
+        if let (Some(ttft), Some(Side::Local), true) = (ttft, side, self.attempts.is_empty())
+            && let Some(forecast) = &case.upon.0.forecast
+        {
+            let expected = forecast.ttft_ms.max(1) as f64 / 1e3;
+            inner
+                .metrics
+                .observe_forecast(ttft.as_secs_f64() / expected);
+        }
+        let outcome = match ended {
+            Some(Ok(finish)) => format!("{:?}", finish.reason).to_lowercase(),
+            Some(Err(error)) => format!("{:?}", error.kind),
+            None => "dropped".to_owned(),
+        };
+        let finish = ended.and_then(|ended| ended.as_ref().ok());
+        tracing::info!(
+            request_id = %request.route.request_id,
+            side = side.map(|side| side.to_string()),
+            reason = %decision.reason,
+            attempts = self.attempts.len(),
+            outcome,
+            total_ms = ms(request.accepted_at.elapsed()),
+            "request routed"
+        );
+        let costs = self.attempts.iter().filter_map(|attempt| attempt.cost_nusd);
+        let cost_nusd = costs.clone().next().map(|_| costs.sum());
+        let mut degraded = Vec::new();
+        request
+            .note
+            .update(|note| degraded.clone_from(&note.degraded));
+        let aftermath = Aftermath {
+            side,
+            outcome,
+            degraded,
+            ttft_ms: ttft.map(ms),
+            e2e_ms: Some(ms(request.accepted_at.elapsed())),
+            tokens: finish.map(|finish| finish.usage.output_tokens),
+            cost_nusd,
+            attempts: self.attempts,
+        };
+        record(hybrid, case, decision, aftermath);
+    }
+}
+
+/// A request that nobody answers.
+pub(super) fn refused(hybrid: &Hybrid, case: &Case, decision: &Decision, error: &Error) {
+    tracing::info!(
+        request_id = %case.request.route.request_id,
+        reason = %decision.reason,
+        %error,
+        "request refused"
+    );
+    let aftermath = Aftermath {
+        outcome: format!("{:?}", error.kind),
+        ..Aftermath::default()
+    };
+    record(hybrid, case, decision, aftermath);
+}
+
+fn record(hybrid: &Hybrid, case: &Case, decision: &Decision, aftermath: Aftermath) {
+    let Some(log) = &hybrid.log else {
+        return;
+    };
+    let request = &case.request;
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    let (local, now_ms) = case.upon.clone();
+    let about = About {
+        ts_ms: since_1970.map_or(0, ms),
+        request_id: request.route.request_id.to_string(),
+        key: request.route.key.as_deref().map(str::to_owned),
+        route: request.route.path.to_string(),
+        lane: "interactive".to_owned(),
+        model: request
+            .route
+            .model
+            .as_deref()
+            .unwrap_or_default()
+            .to_owned(),
+        stream: request.route.stream,
+        features: case.features.clone(),
+        config_rev: hybrid.config_rev.clone(),
+        calib_rev: hybrid.calibration.as_ref().map(|c| c.revision.clone()),
+    };
+    let mut record = Record::decide(
+        about,
+        case.need.clone(),
+        local,
+        case.views.clone(),
+        hybrid.terms,
+        now_ms,
+    );
+    // What came of failures on the way stands beside what was decided.
+    record.decision = decision.clone();
+    record.aftermath = aftermath;
+    log.write(&record);
+}
+
+/// Tells the audit log how an attempt ended.
+pub(super) fn settle(
+    hybrid: &Hybrid,
+    way: &Way,
+    case: &Case,
+    outcome: &Result<Box<Finish>, Fault>,
+    cost_nusd: Option<u64>,
+) {
+    let (status, bytes_in) = match outcome {
+        Ok(finish) => ("ok".to_owned(), finish.generated_text.len() as u64),
+        Err(fault) => (fault.class.name().to_owned(), 0),
+    };
+    let settled = Settled {
+        status,
+        bytes_in,
+        cost_nusd,
+    };
+    hybrid
+        .gate
+        .settled(&case.request.route.request_id, &way.destination, settled);
+}

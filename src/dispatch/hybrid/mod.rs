@@ -1,0 +1,387 @@
+//! Here or elsewhere: the seam between the engine's own queue and everybody else's machines.
+//!
+//! A request is looked at (`case.rs`), decided upon (`route`, pure), carried out with whatever failures meet it
+//! (`carrier.rs`), and accounted for once (`account.rs`). Without upstreams none of this exists.
+
+mod account;
+mod carrier;
+mod case;
+mod shape;
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use super::Inner;
+use super::admission::Permit;
+use super::local::Local;
+use crate::egress::{Gate, egress_sentence};
+use crate::generation::{Error, EventStream, Policy, Reason, Request, RouteAsk, RouteNote, Side};
+use crate::remote::catalog::Facts;
+use crate::remote::{self, Fidelity, Known, Outgoing, Remote, TargetStatus, TranslateSettings};
+use crate::route::{
+    self, Calibration, Decision, DecisionLog, Features, Hardness, Hysteresis, LocalView,
+    ModelRoute, Need, Outcome, OutputHistory, RefusalKind, Sessions, Terms,
+};
+use case::Case;
+
+/// Conversations that are remembered.
+const SESSIONS: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
+/// Callers and routes whose answers' lengths are remembered.
+const HISTORIES: NonZeroUsize = NonZeroUsize::new(4_096).expect("not zero");
+
+/// One target as operators see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpstreamHealth {
+    /// The target.
+    pub target: String,
+    /// Its upstream.
+    pub upstream: String,
+    /// Who runs the model, if that is known.
+    pub provider: Option<String>,
+    /// Where it stands, in one word.
+    pub state: &'static str,
+    /// The same as a sentence that says what to do.
+    pub sentence: String,
+    /// When it may be asked again.
+    pub retry_after: Option<Duration>,
+    /// Requests under way.
+    pub inflight: u32,
+    /// Requests it may have at once.
+    pub limit: u32,
+    /// Half of all first tokens come within this time.
+    pub ttft_p50: Duration,
+    /// 95 of a hundred do.
+    pub ttft_p95: Duration,
+    /// Promised to its upstream today, in nano-USD.
+    pub spent_today_nusd: u64,
+    /// What may be.
+    pub max_nusd_per_day: u64,
+    /// The day of the catalogue in use, where its upstream has one.
+    pub catalog_day: Option<String>,
+}
+
+/// What hybrid serving is made of.
+#[derive(Debug)]
+pub struct Hybrid {
+    remote: Remote,
+    gate: Gate,
+    route: route::Config,
+    terms: Terms,
+    /// Other names that mean the default model.
+    default_names: Vec<String>,
+    /// By public name and alias.
+    models: BTreeMap<String, Arc<ModelRoute>>,
+    sessions: Mutex<Sessions>,
+    hysteresis: Mutex<HashMap<String, Hysteresis>>,
+    outputs: Mutex<OutputHistory>,
+    permits: Arc<Semaphore>,
+    calibration: Option<Calibration>,
+    /// Names the settings in records.
+    config_rev: String,
+    /// Where decisions are written down.
+    log: Option<DecisionLog>,
+    /// Where the clock of decisions begins.
+    origin: Instant,
+}
+
+impl Hybrid {
+    /// Puts it together; `served` is the local model's name.
+    pub fn new(
+        remote: Remote,
+        gate: Gate,
+        route: route::Config,
+        served: &str,
+        calibration: Option<Calibration>,
+        log: Option<DecisionLog>,
+    ) -> Self {
+        let mut models = BTreeMap::new();
+        for (name, model) in &route.models {
+            let model = Arc::new(model.clone());
+            for alias in &model.aliases {
+                models.insert(alias.clone(), Arc::clone(&model));
+            }
+            models.insert(name.clone(), model);
+        }
+        let default_names = ["", "tgi", "dummy", served].map(str::to_owned);
+        Self {
+            permits: Arc::new(Semaphore::new(remote.config().max_concurrent_requests)),
+            terms: Terms::from(&route),
+            sessions: Mutex::new(Sessions::new(SESSIONS, route.sticky)),
+            hysteresis: Mutex::default(),
+            outputs: Mutex::new(OutputHistory::new(HISTORIES)),
+            origin: Instant::now(),
+            config_rev: revision(&route),
+            calibration,
+            log,
+            default_names: default_names.into(),
+            models,
+            remote,
+            gate,
+            route,
+        }
+    }
+
+    /// What may leave this machine, to where, for whom.
+    pub fn sentence(&self, egress: &crate::egress::Config) -> String {
+        egress_sentence(egress, &self.remote.destinations())
+    }
+
+    /// Names that callers may use beside the default model's.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let named = self.models.keys().map(String::as_str);
+        named.filter(|name| !name.is_empty())
+    }
+
+    /// Room for requests that others answer.
+    pub(super) fn permits(&self) -> &Arc<Semaphore> {
+        &self.permits
+    }
+
+    /// Every target's state, for operators.
+    pub(super) fn statuses(&self) -> Vec<UpstreamHealth> {
+        let now = Instant::now();
+        let of = |status: TargetStatus| {
+            let money = self.remote.config().upstreams.iter();
+            let mut money = money.filter(|upstream| upstream.name == status.upstream);
+            UpstreamHealth {
+                target: status.target.to_string(),
+                upstream: status.upstream.to_string(),
+                provider: status.provider.as_deref().map(str::to_owned),
+                state: status.state.name(),
+                sentence: status.sentence(),
+                retry_after: status.retry_after(),
+                inflight: status.inflight,
+                limit: status.limit,
+                ttft_p50: status.ttft_p50,
+                ttft_p95: status.ttft_p95,
+                spent_today_nusd: self.gate.spent_today(&status.upstream),
+                max_nusd_per_day: money.next().map_or(0, |upstream| upstream.max_nusd_per_day),
+                catalog_day: self.remote.catalogue().day(&status.upstream),
+            }
+        };
+        self.remote.board().views(now).into_iter().map(of).collect()
+    }
+
+    fn model_of(&self, asked: Option<&str>) -> (String, Arc<ModelRoute>) {
+        let asked = asked.unwrap_or_default();
+        let named = self.models.get(asked).filter(|_| !asked.is_empty());
+        let is_default = self.default_names.iter().any(|name| name == asked);
+        match named {
+            Some(model) if !is_default => (asked.to_owned(), Arc::clone(model)),
+            _ => {
+                let default = self.models.get("").cloned();
+                let default = default.unwrap_or_else(|| {
+                    Arc::new(ModelRoute {
+                        local: true,
+                        hops: Vec::new(),
+                        aliases: Vec::new(),
+                    })
+                });
+                (String::new(), default)
+            }
+        }
+    }
+
+    /// Whether a call is never answered here, so that nothing need be prepared for it.
+    pub(super) fn is_for_others(&self, route: &RouteAsk) -> bool {
+        let (_, model) = self.model_of(route.model.as_deref());
+        let need = Need {
+            policy: self.policy_of(route.key.as_deref()),
+            asked: route.policy,
+            may_widen: self.may_widen(route.key.as_deref()),
+            ..Need::default()
+        };
+        !model.local || need.effective_policy() == Policy::RemoteOnly
+    }
+
+    fn policy_of(&self, key: Option<&str>) -> Policy {
+        let own = key.and_then(|key| self.route.key_policies.get(key));
+        own.copied().unwrap_or(self.route.policy)
+    }
+
+    fn may_widen(&self, key: Option<&str>) -> bool {
+        key.is_some_and(|key| self.route.may_widen.contains(key))
+    }
+
+    fn money_left(&self, upstream: &str) -> Option<u64> {
+        let upstreams = &self.remote.config().upstreams;
+        let upstream = upstreams.iter().find(|known| &*known.name == upstream)?;
+        let spent = self.gate.spent_today(&upstream.name);
+        Some(upstream.max_nusd_per_day.saturating_sub(spent))
+    }
+
+    fn translate(
+        &self,
+        facts: &Facts,
+        request: &Request,
+        known: &Known,
+        strict: bool,
+    ) -> Result<Outgoing, remote::Ineligible> {
+        let config = self.remote.config();
+        let settings = TranslateSettings {
+            fidelity: if strict {
+                Fidelity::Strict
+            } else {
+                config.fidelity
+            },
+            default_max_tokens: config.default_max_tokens,
+            image_hosts: config.image_hosts.clone(),
+            bos: None,
+        };
+        remote::outgoing_known(&facts.target, request, &settings, known)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.origin.elapsed().as_millis() as u64
+    }
+
+    fn wants_features(&self) -> bool {
+        self.log.is_some() || self.calibration.is_some()
+    }
+
+    fn hardness(&self, features: &Features) -> Option<Hardness> {
+        self.calibration.as_ref()?.score(features)
+    }
+
+    fn lock_sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_outputs(&self) -> MutexGuard<'_, OutputHistory> {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_hysteresis(&self) -> MutexGuard<'_, HashMap<String, Hysteresis>> {
+        self.hysteresis
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this machine would take for a request.
+    fn look_here(&self, local: &Local, need: &Need, request: &Request, view: &mut LocalView) {
+        let snapshot = local.engine.snapshot();
+        let engine = case::engine_view(&snapshot);
+        let (ratio, mean_of_all) = {
+            let mut outputs = self.lock_outputs();
+            let key = request.route.key.as_deref().unwrap_or_default();
+            let ratio = outputs.ratio(key, &request.route.path);
+            (ratio, outputs.mean_of_all())
+        };
+        let newcomer = case::newcomer(need, ratio);
+        view.stopped = local.engine.load().stopped;
+        view.age_ms = snapshot.age(Instant::now()).as_millis() as u64;
+        view.waiting = engine.waiting.len();
+        view.running = engine.running.len();
+        view.max_running = engine.max_running;
+        view.kv_total = engine.kv_total;
+        view.kv_free = engine.kv_free;
+        let tokens = need.prompt_tokens as usize + newcomer.expected as usize;
+        view.kv_needed = engine.blocks(tokens);
+        view.forecast = route::forecast(&engine, &newcomer, mean_of_all);
+    }
+
+    /// Decides upon what is seen now; the model's state goes on from there.
+    fn decide(&self, inner: &Inner, case: &mut Case) -> Decision {
+        let now = self.now_ms();
+        if !route::stays(&case.need, &case.local, &self.terms, now) {
+            case.look_elsewhere(inner, self);
+        }
+        // The model's state is read and goes on under one lock: requests decide one after the other.
+        let mut states = self.lock_hysteresis();
+        let state = states.entry(case.name.clone()).or_default();
+        case.local.hysteresis = *state;
+        let decision = route::decide(&case.need, &case.local, &case.views, &self.terms, now);
+        *state = decision.diverting_after;
+        drop(states);
+        case.upon = (case.local.clone(), now);
+        decision
+    }
+
+    /// Decides once more, with this machine as it is by now.
+    fn decide_with(&self, inner: &Inner, case: &mut Case, local: LocalView) -> Decision {
+        case.look_elsewhere(inner, self);
+        let now = self.now_ms();
+        let decision = route::decide(&case.need, &local, &case.views, &self.terms, now);
+        if decision.outcome == Outcome::Remote {
+            case.upon = (local, now);
+        }
+        decision
+    }
+}
+
+/// Names settings: the same ones have the same name.
+fn revision(route: &route::Config) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(format!("{route:?}"));
+    digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Answers a request, here or elsewhere.
+///
+/// Errors: what is wrong with it, or why nobody answers.
+pub(super) async fn answer(
+    inner: &Arc<Inner>,
+    hybrid: &Arc<Hybrid>,
+    request: Request,
+    mut permit: Permit,
+) -> Result<EventStream, Error> {
+    let deadline = request.deadline;
+    let note = request.note.clone();
+    let opened = Case::open(inner, hybrid, request, permit.side());
+    let mut case = super::lifecycle::in_time(deadline, opened).await??;
+    let mut decision = hybrid.decide(inner, &mut case);
+    inner.metrics.count_decision(decision.reason.code());
+    note.update(|note| *note = RouteNote::refused(decision.reason.clone()));
+    let side = match &decision.outcome {
+        Outcome::Local => Side::Local,
+        Outcome::Remote => Side::Remote,
+        Outcome::Refuse(refusal) => {
+            let error = refused(refusal, &case);
+            account::refused(hybrid, &case, &decision, &error);
+            return Err(error);
+        }
+    };
+    if permit.side() != side {
+        let room = match side {
+            Side::Local => super::admission::admit(&inner.permits, 1, side),
+            Side::Remote => super::admission::admit(&hybrid.permits, 1, side),
+        };
+        match room {
+            Some(room) => permit = room,
+            // There is room here already, and this machine would do as well.
+            None if side == Side::Remote && decision.fallback_local => {
+                decision.outcome = Outcome::Local;
+                decision.reason = Reason::RemoteUnavailable;
+            }
+            None => return Err(Error::overloaded(inner.pace.expected_wait())),
+        }
+    }
+    Ok(carrier::begin(inner, hybrid, case, decision, permit))
+}
+
+/// What the caller is told when nobody answers.
+fn refused(refusal: &route::Refusal, case: &Case) -> Error {
+    let text = refusal.text.clone();
+    match refusal.kind {
+        RefusalKind::Overloaded => {
+            let wait = refusal.retry_after_ms.unwrap_or(1000);
+            Error::overloaded(Duration::from_millis(wait.max(1000)))
+        }
+        RefusalKind::Unsupported | RefusalKind::TooLong => {
+            let kind = match refusal.kind {
+                RefusalKind::TooLong => Error::too_long(text),
+                _ => Error::invalid(text),
+            };
+            case.refusal.clone().unwrap_or(kind)
+        }
+        RefusalKind::NoTarget => Error::no_target(text),
+        RefusalKind::Budget => Error::budget(text),
+    }
+}

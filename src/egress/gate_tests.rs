@@ -1,0 +1,528 @@
+//! The gate against a reference that is too simple to be wrong, its money under a crowd, and its audit lines.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::audit::{self, Settings};
+use crate::egress::ContentRule;
+use crate::generation::Reason;
+
+fn log(folder: &Path) -> Log {
+    let path = folder.join("audit.jsonl");
+    Log::open(Settings {
+        path,
+        max_bytes: 1 << 30,
+        keep: 3,
+    })
+    .expect("a log")
+}
+
+fn destination() -> Destination {
+    Destination {
+        target: "target".into(),
+        upstream: "hf".into(),
+        host: "router.example:443".into(),
+        loopback: false,
+        dedicated: false,
+        provider: Some("together".into()),
+        model: "m".into(),
+    }
+}
+
+fn departure<'a>(to: &'a Destination, texts: &'a [&'a str], worst: Option<u64>) -> Departure<'a> {
+    Departure {
+        request_id: "r1",
+        key: None,
+        destination: to,
+        purpose: Purpose::Request,
+        reason: &Reason::PolicyRemote,
+        texts,
+        body: Bytes::from_static(b"body"),
+        worst_cost_nusd: worst,
+    }
+}
+
+fn open_config() -> Config {
+    Config {
+        anonymous: Grant {
+            level: Level::Any,
+            ..Grant::default()
+        },
+        daily_nusd: [("hf".to_owned(), 10)].into(),
+        ..Config::default()
+    }
+}
+
+fn rule(name: &str, pattern: &str, action: Action) -> ContentRule {
+    ContentRule {
+        name: name.to_owned(),
+        pattern: regex::Regex::new(pattern).expect("a pattern"),
+        action,
+    }
+}
+
+fn lines(folder: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(folder.join("audit.jsonl")).expect("a log");
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect()
+}
+
+#[tokio::test]
+async fn nothing_leaves_until_somebody_says_so_or_without_a_log() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = destination();
+    let closed = Gate::new(Config::default(), Some(log(folder.path())));
+    let denied = closed.may_leave(departure(&to, &["x"], Some(0))).await;
+    assert_eq!(denied.err(), Some(Denied::Level("target".to_owned())));
+    assert_eq!(lines(folder.path()).len(), 0);
+    let unlogged = Gate::new(open_config(), None);
+    assert_eq!(unlogged.permits(None, &to, &["x"]), Err(Denied::Audit));
+    let denied = unlogged.may_leave(departure(&to, &["x"], Some(0))).await;
+    assert_eq!(denied.err(), Some(Denied::Audit));
+    assert_eq!(unlogged.ask(&to).await.err(), Some(Denied::Audit));
+}
+
+#[tokio::test]
+async fn the_line_stands_before_the_passport_and_holds_no_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = destination();
+    let log = log(folder.path());
+    let gate = Gate::new(open_config(), Some(log.clone()));
+    let passport = gate
+        .may_leave(departure(&to, &["a private text", "hi"], Some(7)))
+        .await;
+    let passport = passport.expect("a passport");
+    let line = &lines(folder.path())[0];
+    assert_eq!(line["kind"], "send");
+    assert_eq!(line["request"], "r1");
+    assert_eq!(line["host"], "router.example:443");
+    assert_eq!(line["level"], "any");
+    assert_eq!(line["bytes"], 4);
+    assert_eq!(line["worst_cost_nusd"], 7);
+    let print = log.fingerprint(&["a private text", "hi"]);
+    assert_eq!(line["hmac"], print.whole);
+    assert_eq!(line["texts"][0], print.texts[0]);
+    assert!(!line.to_string().contains("private"));
+    assert_eq!(gate.spent_today("hf"), 7);
+    assert_eq!(passport.spend(), (to.clone(), Bytes::from_static(b"body")));
+    gate.settled(
+        "r1",
+        &to,
+        Settled {
+            status: "200".to_owned(),
+            bytes_in: 9,
+            cost_nusd: Some(3),
+        },
+    );
+    log.flush().await.expect("a log");
+    let line = &lines(folder.path())[1];
+    assert_eq!(
+        (&line["kind"], &line["status"]),
+        (&"done".into(), &"200".into())
+    );
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_denies_and_gives_the_money_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = destination();
+    let gate = Gate::new(open_config(), Some(log(folder.path())));
+    let (path, away) = (
+        folder.path().join("audit.jsonl"),
+        folder.path().join("away"),
+    );
+    std::fs::rename(&path, &away).expect("moved");
+    let denied = gate.may_leave(departure(&to, &["x"], Some(10))).await;
+    assert_eq!(denied.err(), Some(Denied::Audit));
+    assert_eq!(gate.spent_today("hf"), 0);
+    std::fs::rename(&away, &path).expect("moved back");
+    assert!(
+        gate.may_leave(departure(&to, &["x"], Some(10)))
+            .await
+            .is_ok()
+    );
+    assert_eq!(gate.spent_today("hf"), 10);
+}
+
+#[test]
+fn money_that_was_not_kept_is_given_back() {
+    let gate = Gate::new(open_config(), None);
+    let promise = gate.promise(&"hf".into(), 10);
+    assert_eq!(gate.spent_today("hf"), 10);
+    assert!(gate.promise(&"hf".into(), 1).is_err());
+    drop(promise);
+    assert_eq!(gate.spent_today("hf"), 0);
+    gate.promise(&"hf".into(), 4).expect("money").keep();
+    assert_eq!(gate.spent_today("hf"), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_at_once_get_what_there_is_money_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let gate = Gate::new(open_config(), Some(log(folder.path())));
+    let tasks: Vec<_> = (0..200)
+        .map(|_| {
+            let gate = gate.clone();
+            tokio::spawn(async move {
+                gate.may_leave(departure(&destination(), &["x"], Some(1)))
+                    .await
+                    .map(|_| ())
+            })
+        })
+        .collect();
+    let mut passports = 0;
+    for task in tasks {
+        match task.await.expect("a task") {
+            Ok(()) => passports += 1,
+            Err(denied) => assert_eq!(denied, Denied::Money("hf".to_owned())),
+        }
+    }
+    assert_eq!(passports, 10);
+    assert_eq!(lines(folder.path()).len(), 10);
+    assert_eq!(gate.spent_today("hf"), 10);
+}
+
+static NOW: AtomicU64 = AtomicU64::new(0);
+
+fn set_clock(seconds: u64) {
+    NOW.store(seconds, Ordering::SeqCst);
+}
+
+#[tokio::test]
+async fn money_is_counted_by_the_day_and_unknown_prices_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = destination();
+    let now = || SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.load(Ordering::SeqCst));
+    let gate = Gate::with_clock(open_config(), Some(log(folder.path())), now);
+    let leave = |worst| gate.may_leave(departure(&to, &["x"], worst));
+    set_clock(86_400 * 3 - 1);
+    assert!(leave(Some(6)).await.is_ok());
+    let money = Some(Denied::Money("hf".to_owned()));
+    assert_eq!(leave(Some(5)).await.err(), money);
+    assert_eq!(leave(Some(u64::MAX)).await.err(), money);
+    assert!(leave(Some(4)).await.is_ok());
+    assert!(
+        leave(Some(0)).await.is_ok(),
+        "what costs nothing is covered"
+    );
+    assert_eq!(
+        leave(None).await.err(),
+        Some(Denied::PriceUnknown("target".to_owned()))
+    );
+    set_clock(86_400 * 3);
+    assert_eq!(gate.spent_today("hf"), 0);
+    assert!(leave(Some(10)).await.is_ok());
+    set_clock(86_400 * 2);
+    assert_eq!(
+        leave(Some(1)).await.err(),
+        money,
+        "a clock set back gives no money"
+    );
+    let other = Destination {
+        upstream: "unlisted".into(),
+        ..to.clone()
+    };
+    let denied = gate
+        .may_leave(departure(&other, &["x"], Some(1)))
+        .await
+        .err();
+    assert_eq!(denied, Some(Denied::Money("unlisted".to_owned())));
+}
+
+#[tokio::test]
+async fn what_carries_no_text_needs_no_grant_and_takes_no_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = destination();
+    let gate = Gate::new(Config::default(), Some(log(folder.path())));
+    for purpose in [Purpose::WarmUp, Purpose::Probe, Purpose::Metadata] {
+        let bare = Departure {
+            purpose,
+            ..departure(&to, &[], Some(0))
+        };
+        assert!(gate.may_leave(bare).await.is_ok());
+        let texts = Departure {
+            purpose,
+            ..departure(&to, &["x"], Some(0))
+        };
+        let denied = gate.may_leave(texts).await.err();
+        assert_eq!(denied, Some(Denied::Text(purpose.name())));
+    }
+    assert!(gate.ask(&to).await.is_ok());
+    let offline = Config {
+        offline: true,
+        ..Config::default()
+    };
+    let second = tempfile::tempdir().expect("a folder");
+    let gate = Gate::new(offline, Some(log(second.path())));
+    assert_eq!(gate.ask(&to).await.err(), Some(Denied::Offline));
+    let here = Destination {
+        loopback: true,
+        ..to
+    };
+    assert!(gate.ask(&here).await.is_ok());
+}
+
+#[tokio::test]
+async fn rules_look_at_every_text_and_grants_can_be_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = destination();
+    let config = Config {
+        rules: vec![
+            rule("iban", "DE[0-9]{20}", Action::LocalOnly),
+            rule("never", "forbidden", Action::Block),
+        ],
+        max_bytes: Some(3),
+        ..open_config()
+    };
+    let gate = Gate::new(config, Some(log(folder.path())));
+    let iban = format!("to DE{}", "1".repeat(20));
+    let kept = Err(Denied::Rule("iban".to_owned()));
+    assert_eq!(gate.permits(None, &to, &["a", &iban]), kept);
+    let blocked = Err(Denied::Blocked("never".to_owned()));
+    assert_eq!(gate.permits(None, &to, &[&iban, "is forbidden"]), blocked);
+    assert_eq!(gate.permits(Some("k"), &to, &["is forbidden"]), blocked);
+    assert_eq!(gate.screen(&[&iban]), Ok(()));
+    let denied = gate.may_leave(departure(&to, &["x"], Some(0))).await.err();
+    assert_eq!(denied, Some(Denied::Size { bytes: 4, most: 3 }));
+    let level = Err(Denied::Level("target".to_owned()));
+    assert_eq!(gate.permits(Some("k"), &to, &["x"]), level);
+    let grant = Grant {
+        level: Level::Any,
+        ..Grant::default()
+    };
+    gate.replace_grants(Grant::default(), [("k".to_owned(), grant)].into());
+    assert_eq!(gate.permits(Some("k"), &to, &["x"]), Ok(()));
+    assert_eq!(gate.permits(Some("other"), &to, &["x"]), level);
+    assert_eq!(gate.permits(None, &to, &["x"]), Ok(()));
+}
+
+/// Written as the settings' documentation says it, one case after the other.
+fn reference(config: &Config, key: Option<&str>, leaving: &Departure<'_>) -> bool {
+    let to = leaving.destination;
+    if config.offline && !to.loopback {
+        return false;
+    }
+    let bare = ["warm_up", "probe", "metadata"].contains(&leaving.purpose.name());
+    if bare {
+        if !leaving.texts.is_empty() {
+            return false;
+        }
+    } else {
+        let grant = match key.filter(|&name| name != "anonymous") {
+            Some(name) => config.keys.get(name).unwrap_or(&config.default),
+            None => &config.anonymous,
+        };
+        let listed = to
+            .provider
+            .as_ref()
+            .is_some_and(|p| grant.providers.contains(p.as_ref()));
+        let reached = match grant.level {
+            Level::Deny => false,
+            Level::Dedicated => to.dedicated,
+            Level::Allowlist => to.dedicated || listed,
+            Level::Any => true,
+        };
+        if !reached {
+            return false;
+        }
+        if !to.dedicated {
+            let facts = to
+                .provider
+                .as_ref()
+                .and_then(|p| config.facts.get(p.as_ref()));
+            let facts = facts.cloned().unwrap_or_default();
+            if config.demand.zdr && facts.zdr != Some(true)
+                || config.demand.no_training && facts.trains != Some(false)
+            {
+                return false;
+            }
+            if let Some(most) = config.demand.max_retention_days {
+                match facts.retention_days {
+                    Some(days) if days <= most => {}
+                    _ => return false,
+                }
+            }
+            if !config.demand.regions.is_empty() {
+                match facts.region {
+                    Some(region) if config.demand.regions.contains(&region) => {}
+                    _ => return false,
+                }
+            }
+        }
+        for text in leaving.texts {
+            if config.rules.iter().any(|rule| rule.pattern.is_match(text)) {
+                return false;
+            }
+        }
+    }
+    if config
+        .max_bytes
+        .is_some_and(|most| leaving.body.len() > most)
+    {
+        return false;
+    }
+    let limit = config
+        .daily_nusd
+        .get(to.upstream.as_ref())
+        .copied()
+        .unwrap_or(0);
+    leaving
+        .worst_cost_nusd
+        .is_some_and(|worst| worst == 0 || worst <= limit)
+}
+
+fn grants() -> impl Strategy<Value = Grant> {
+    let levels = [Level::Deny, Level::Dedicated, Level::Allowlist, Level::Any];
+    let providers = prop::collection::btree_set(prop::sample::select(vec!["p", "q"]), 0..3);
+    (prop::sample::select(levels.to_vec()), providers).prop_map(|(level, providers)| Grant {
+        level,
+        providers: providers.into_iter().map(str::to_owned).collect(),
+    })
+}
+
+fn facts() -> impl Strategy<Value = Facts> {
+    let region = prop::option::of(prop::sample::select(vec!["eu", "us"]));
+    (
+        prop::option::of(0..3u32),
+        region,
+        any::<Option<bool>>(),
+        any::<Option<bool>>(),
+    )
+        .prop_map(|(retention_days, region, zdr, trains)| Facts {
+            retention_days,
+            region: region.map(str::to_owned),
+            zdr,
+            trains,
+        })
+}
+
+fn demands() -> impl Strategy<Value = Demand> {
+    let regions = prop::collection::btree_set(prop::sample::select(vec!["eu", "us"]), 0..2);
+    let plain = any::<(bool, bool)>();
+    let demand = (prop::option::of(0..3u32), regions, plain).prop_map(
+        |(max_retention_days, regions, (zdr, no_training))| Demand {
+            max_retention_days,
+            regions: regions
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<BTreeSet<_>>(),
+            zdr,
+            no_training,
+        },
+    );
+    prop_oneof![Just(Demand::default()), demand]
+}
+
+fn configs() -> impl Strategy<Value = Config> {
+    let keys = prop::collection::btree_map(Just("k".to_owned()), grants(), 0..2);
+    let all_facts = prop::collection::btree_map(
+        prop::sample::select(vec!["p".to_owned(), "q".to_owned()]),
+        facts(),
+        0..3,
+    );
+    let rules = any::<(bool, bool)>().prop_map(|(kept, blocked)| {
+        let kept = kept.then(|| rule("a", "aa", Action::LocalOnly));
+        let blocked = blocked.then(|| rule("b", "bb", Action::Block));
+        kept.into_iter().chain(blocked).collect()
+    });
+    let numbers = (
+        prop::option::of(0..8usize),
+        prop::option::of(0..4u64),
+        prop::bool::weighted(0.2),
+    );
+    (
+        grants(),
+        grants(),
+        keys,
+        rules,
+        all_facts,
+        demands(),
+        numbers,
+    )
+        .prop_map(
+            |(anonymous, default, keys, rules, facts, demand, (max_bytes, daily, offline))| {
+                Config {
+                    offline,
+                    anonymous,
+                    default,
+                    keys,
+                    rules,
+                    max_bytes,
+                    facts,
+                    demand,
+                    daily_nusd: daily
+                        .map(|nusd| ("hf".to_owned(), nusd))
+                        .into_iter()
+                        .collect(),
+                }
+            },
+        )
+}
+
+fn destinations() -> impl Strategy<Value = Destination> {
+    let provider = prop::option::of(prop::sample::select(vec!["p", "q", "r"]));
+    let upstream = prop::sample::select(vec!["hf", "other"]);
+    (any::<(bool, bool)>(), provider, upstream).prop_map(
+        |((loopback, dedicated), provider, upstream)| Destination {
+            upstream: upstream.into(),
+            loopback,
+            dedicated,
+            provider: provider.map(Into::into),
+            ..destination()
+        },
+    )
+}
+
+fn purposes() -> impl Strategy<Value = Purpose> {
+    prop::sample::select(vec![
+        Purpose::Request,
+        Purpose::Retry,
+        Purpose::Hedge,
+        Purpose::Continuation,
+        Purpose::WarmUp,
+        Purpose::Probe,
+        Purpose::Metadata,
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn the_gate_agrees_with_the_reference(
+        config in configs(),
+        to in destinations(),
+        purpose in purposes(),
+        key in prop::sample::select(vec![None, Some("k"), Some("other"), Some("anonymous")]),
+        texts in prop::collection::vec("[ab]{0,4}", 0..3),
+        bytes in 0..8usize,
+        worst in prop::option::of(0..4u64),
+    ) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let leaving = Departure {
+            key,
+            purpose,
+            body: Bytes::from(vec![0; bytes]),
+            ..departure(&to, &texts, worst)
+        };
+        let expected = reference(&config, key, &leaving);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let gate = Gate::new(config, Some(log(folder.path())));
+        let permitted = gate.permits(key, &to, &texts);
+        let got = runtime.block_on(gate.may_leave(leaving));
+        prop_assert_eq!(got.is_ok(), expected, "{:?}", got);
+        if carries_text(purpose) && got.is_ok() {
+            prop_assert_eq!(permitted, Ok(()));
+        }
+        let report = audit::verify(&[folder.path().join("audit.jsonl")], None, &BTreeSet::new());
+        prop_assert_eq!(report.map(|r| r.lines), Ok(u64::from(got.is_ok())));
+        prop_assert_eq!(gate.spent_today(&to.upstream), if expected { worst.unwrap_or(0) } else { 0 });
+    }
+}
