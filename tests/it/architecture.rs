@@ -94,8 +94,8 @@ const CRATES: &[(&str, &[&str], &str)] = &[
     ("axum", &["api/", "app/"], "HTTP lives at the door only"),
     (
         "hyper",
-        &["app/server.rs"],
-        "connections are the roof's business",
+        &["app/server.rs", "remote/client"],
+        "connections are the roof's business, and that of whoever sends",
     ),
     (
         "llguidance",

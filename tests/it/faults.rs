@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use sconce::dispatch::{self, Dispatcher};
+use sconce::dispatch::{self, Dispatcher, Local};
 use sconce::engine::{self, Engine, Job, Output, SubmitError};
 use sconce::generation::{ErrorKind, Event, EventStream, Request, Sampling, Tenant, TokenId};
 use sconce::model::{CausalLm, Logits, ModelError, StepInput};
@@ -199,14 +199,14 @@ fn hall(setup: &Setup) -> Dispatcher {
         grammars: true,
     };
     let metrics = Arc::clone(&setup.metrics);
-    Dispatcher::new(
-        config,
+    let local = Local::new(
+        &config,
         setup.engine.clone(),
         tokenizer,
         None,
         Arc::from([]),
-        metrics,
-    )
+    );
+    Dispatcher::new(config, Some(local), None, metrics)
 }
 
 fn request() -> Request {

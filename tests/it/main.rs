@@ -5,6 +5,7 @@
 mod architecture;
 mod faults;
 mod http;
+mod hybrid;
 mod invariance;
 mod openapi;
 mod parity;

@@ -258,3 +258,58 @@ fn unknown_names_of_wires_are_refused() {
         "{words}"
     );
 }
+
+#[test]
+fn the_file_for_upstreams_serves_as_it_stands() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/hybrid.toml");
+    let home = TempDir::new().expect("a temporary folder");
+    let sconce = Sconce::new()
+        .flag("--config", file)
+        .env("HOME", &home.path().display().to_string());
+    assert_eq!(checked(&sconce, "address"), "127.0.0.1:3000");
+    let said = stderr(&sconce.run("check"));
+    assert!(
+        said.contains("HF_TOKEN is not set") && said.contains("max_usd_per_day"),
+        "{said}"
+    );
+    let offline = sconce.env("SCONCE_OFFLINE", "1");
+    let said = stderr(&offline.run("check"));
+    assert!(said.contains("this server is offline"), "{said}");
+}
+
+#[test]
+fn a_token_in_the_file_is_refused_and_not_repeated() {
+    let token = "hf_abcdefghijABCDEFGHIJ0123";
+    let file = Settings::new(&format!("port = 3000\n# {token}\n"));
+    let words = refused(&Sconce::new().flag("--config", &file.path()));
+    assert!(
+        words.contains("sconce.toml: line 2: a Hugging Face token") && words.contains("token_env"),
+        "{words}"
+    );
+    assert!(!words.contains("abcdefghij"), "{words}");
+}
+
+#[test]
+fn names_that_no_upstream_or_target_has_are_refused_with_the_nearest() {
+    let file = Settings::new(
+        "[[remote.upstream]]\nname = \"mine\"\nkind = \"tgi\"\nbase_url = \"http://127.0.0.1:1\"\n\
+         [[remote.target]]\nname = \"big\"\nupstream = \"mime\"\nmodel = \"m\"\n\
+         [[remote.target]]\nname = \"other\"\nupstream = \"mine\"\nmodel = \"m\"\n\
+         [[route.model]]\nname = \"default\"\ntargets = [\"othr\"]\n[audit]\npath = \"/tmp/audit\"\n",
+    );
+    let words = refused(&Sconce::new().flag("--config", &file.path()));
+    assert!(
+        words.contains("did you mean \"mine\"?") && words.contains("did you mean \"other\"?"),
+        "{words}"
+    );
+    assert!(
+        !words.contains("mime") && !words.contains("othr\""),
+        "{words}"
+    );
+}
+
+#[test]
+fn no_model_and_no_upstream_is_nothing_to_serve() {
+    let words = refused(&Sconce::new().flag("--model-id", "none"));
+    assert!(words.contains("configure an upstream"), "{words}");
+}
