@@ -160,6 +160,7 @@ fn sample(
                 top_n: 0,
                 prompt_logprobs: false,
                 tenant: Tenant::anonymous(),
+                begun: Arc::default(),
                 output,
             });
             submitted.expect("the queue holds every job")

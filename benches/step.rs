@@ -344,6 +344,7 @@ fn engine_loop(sequences: usize, args: &Args) -> Sample {
                     top_n: 0,
                     prompt_logprobs: false,
                     tenant: Tenant::anonymous(),
+                    begun: Arc::default(),
                     output,
                 });
                 let mut output = submitted.expect("the queue holds every job");

@@ -25,7 +25,9 @@
 //!    `logits.rs` and `sampler.rs` choose a token for each sequence that is up to date.
 //! 5. `dispatch/lifecycle.rs` turns tokens into text, finds stop strings, and yields events; in a chat
 //!    `dispatch/chat.rs` tells content, reasoning and calls of tools apart (`text/tool_calls`, `text/reasoning.rs`).
-//! 6. `api` writes them as frames or collects them. Dropping the stream, for whatever reason, cancels the
+//! 6. Where there are upstreams, `dispatch/hybrid/` decides first (`route/`, pure) and carries the request out here or
+//!    elsewhere: through the gate (`egress/`, `audit/`), to an upstream (`remote/`), on to the next one if that fails.
+//! 7. `api` writes them as frames or collects them. Dropping the stream, for whatever reason, cancels the
 //!    job at the next step.
 //!
 //! # Where to change what
@@ -34,7 +36,8 @@
 //! `api/from_tgi.rs` or `dispatch/lifecycle.rs` · where TGI and OpenAI disagree → `docs/compat.md`, `api/compat.rs` ·
 //! a family's notation of calls → `text/tool_calls/` · batch shape → `engine/scheduler.rs` · what a token may be
 //! → `engine/logits.rs`, `guided/` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
-//! `kernel/cpu/` (twin in `kernel/reference.rs`) · a status code → `api/error.rs` · a metric →
+//! `kernel/cpu/` (twin in `kernel/reference.rs`) · when a request goes elsewhere → `route/decide.rs` · what may leave →
+//! `egress/gate.rs` · a provider's quirk → `remote/translate/` · what a failure means → `remote/errors.rs`, `remote/retry.rs` · a status code → `api/error.rs` · a metric →
 //! `telemetry/metrics.rs`.
 
 pub mod api;

@@ -27,6 +27,7 @@ use crate::wire::openai::{
     TopLogprob, Usage,
 };
 use crate::wire::tgi::ChatTokenizeResponse;
+use crate::wire::upstreams::RouteDetails;
 
 /// `POST /v1/chat/completions`.
 pub(super) async fn chat_completions(
@@ -82,7 +83,11 @@ pub(super) async fn chat_completions(
     });
     let metering = metering.reduce(Metering::plus).unwrap_or_default();
     let headers = metering.headers(&api, true);
-    Ok((headers, Json(completion(&api, answers, wants))).into_response())
+    Ok((
+        headers,
+        Json(completion(&api, answers, wants, call.routed.told())),
+    )
+        .into_response())
 }
 
 /// The text of one answer, as it is, for routes that know nothing else.
@@ -281,13 +286,22 @@ struct Wants {
     may_call: bool,
 }
 
+/// One call of an answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct AnswerCall {
+    index: usize,
+    /// Given by whoever made the answer.
+    id: Option<String>,
+    name: String,
+    arguments: String,
+}
+
 /// One whole answer of a chat.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) content: String,
     pub(super) reasoning: String,
-    /// Names and arguments of the calls.
-    pub(super) calls: Vec<(String, String)>,
+    calls: Vec<AnswerCall>,
     tokens: Vec<(TokenInfo, Vec<TokenInfo>)>,
     pub(super) finish: ChatFinish,
 }
@@ -298,7 +312,7 @@ impl Answer {
     /// Errors: those of the answer; incomplete when it has no end.
     pub(super) async fn from(mut events: ChatStream) -> Result<Self, Error> {
         let (mut content, mut reasoning) = (String::new(), String::new());
-        let mut calls: Vec<(String, String)> = Vec::new();
+        let mut calls: Vec<AnswerCall> = Vec::new();
         let mut tokens = Vec::new();
         while let Some(event) = events.next().await {
             let ChatEvent {
@@ -313,12 +327,7 @@ impl Answer {
                 match piece {
                     ChatPiece::Content(text) => content += &text,
                     ChatPiece::Reasoning(text) => reasoning += &text,
-                    ChatPiece::CallStart { name, .. } => calls.push((name, String::new())),
-                    ChatPiece::Arguments { text, .. } => {
-                        if let Some((_, arguments)) = calls.last_mut() {
-                            *arguments += &text;
-                        }
-                    }
+                    piece => collect_call(&mut calls, piece),
                 }
             }
             if let Some(finish) = finish {
@@ -326,7 +335,10 @@ impl Answer {
                     let cut = calls.pop();
                     if calls.is_empty() && reasoning.is_empty() {
                         content.clone_from(&finish.finish.generated_text);
-                    } else if let Some((name, arguments)) = cut {
+                    } else if let Some(AnswerCall {
+                        name, arguments, ..
+                    }) = cut
+                    {
                         content += &format!("{name} {arguments}");
                     }
                 }
@@ -343,6 +355,24 @@ impl Answer {
     }
 }
 
+/// Adds a piece of a call to those known so far.
+fn collect_call(calls: &mut Vec<AnswerCall>, piece: ChatPiece) {
+    match piece {
+        ChatPiece::CallStart { index, id, name } => calls.push(AnswerCall {
+            index,
+            id,
+            name,
+            arguments: String::new(),
+        }),
+        ChatPiece::Arguments { index, text } => {
+            if let Some(call) = calls.iter_mut().find(|call| call.index == index) {
+                call.arguments += &text;
+            }
+        }
+        ChatPiece::Content(_) | ChatPiece::Reasoning(_) => {}
+    }
+}
+
 fn finish_reason(reason: ChatFinishReason) -> &'static str {
     match reason {
         ChatFinishReason::Stop => "stop",
@@ -351,7 +381,12 @@ fn finish_reason(reason: ChatFinishReason) -> &'static str {
     }
 }
 
-fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
+fn completion(
+    api: &Api,
+    answers: Vec<Answer>,
+    wants: Wants,
+    route: Option<RouteDetails>,
+) -> ChatCompletion {
     let Wants {
         model,
         mut ids,
@@ -389,6 +424,7 @@ fn completion(api: &Api, answers: Vec<Answer>, wants: Wants) -> ChatCompletion {
         system_fingerprint: api.fingerprint(),
         choices,
         usage,
+        route,
     }
 }
 
@@ -401,13 +437,13 @@ fn output_message(answer: Answer, ids: &mut CallIds, compat: Compat) -> OutputMe
     } = answer;
     let tool_calls: Vec<ToolCall> = calls
         .into_iter()
-        .map(|(name, arguments)| ToolCall {
-            id: ids.next(),
+        .map(|call| ToolCall {
+            id: call.id.unwrap_or_else(|| ids.next()),
             kind: "function".to_owned(),
             function: CalledFunction {
                 description: (compat == Compat::Tgi).then_some(serde_json::Value::Null),
-                name,
-                arguments: arguments.into(),
+                name: call.name,
+                arguments: call.arguments.into(),
             },
         })
         .collect();
@@ -467,8 +503,8 @@ struct ChunkWriter {
     usage: Usage,
     /// By choice: whether its first chunk has gone out.
     begun: Vec<bool>,
-    /// By choice: the ids of its calls.
-    calls: Vec<Vec<String>>,
+    /// By choice: places and ids of its calls, in the order they began.
+    calls: Vec<Vec<(usize, String)>>,
 }
 
 impl sse::Writer<(usize, ChatEvent)> for ChunkWriter {
@@ -581,9 +617,13 @@ impl ChunkWriter {
                     reasoning_content: Some(text),
                     ..Delta::default()
                 }),
-                ChatPiece::CallStart { index: call, name } => {
-                    let id = self.wants.ids.next();
-                    self.calls[index].push(id);
+                ChatPiece::CallStart {
+                    index: call,
+                    id,
+                    name,
+                } => {
+                    let id = id.unwrap_or_else(|| self.wants.ids.next());
+                    self.calls[index].push((call, id));
                     deltas.push(self.call_delta(index, call, Some(name), String::new()));
                 }
                 ChatPiece::Arguments { index: call, text } => {
@@ -609,10 +649,13 @@ impl ChunkWriter {
     ) -> Delta {
         // Under TGI every chunk names its call, under OpenAI the first one does.
         let names = name.is_some() || self.compat == Compat::Tgi;
+        let mut known = self.calls[choice].iter().filter(|_| names);
         Delta {
             tool_calls: vec![DeltaToolCall {
                 index: call,
-                id: self.calls[choice].get(call).filter(|_| names).cloned(),
+                id: known
+                    .find(|(place, _)| *place == call)
+                    .map(|(_, id)| id.clone()),
                 kind: names.then_some("function"),
                 function: DeltaFunction { name, arguments },
             }],
@@ -622,14 +665,94 @@ impl ChunkWriter {
 
     /// A delta that adds nothing. TGI's clients look for a call in every chunk of an answer that has one.
     fn silent_delta(&self, index: usize) -> Delta {
-        let calls = self.calls[index].len();
-        match (self.compat, calls.checked_sub(1)) {
-            (Compat::Tgi, Some(call)) => self.call_delta(index, call, None, String::new()),
+        match (self.compat, self.calls[index].last()) {
+            (Compat::Tgi, Some((call, _))) => self.call_delta(index, *call, None, String::new()),
             (Compat::Tgi, None) => Delta {
                 content: Some(String::new()),
                 ..Delta::default()
             },
             (Compat::OpenAi, _) => Delta::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(index: usize, id: Option<&str>) -> ChatPiece {
+        ChatPiece::CallStart {
+            index,
+            id: id.map(str::to_owned),
+            name: format!("f{index}"),
+        }
+    }
+
+    fn more(index: usize, text: &str) -> ChatPiece {
+        ChatPiece::Arguments {
+            index,
+            text: text.to_owned(),
+        }
+    }
+
+    fn mixed() -> Vec<ChatPiece> {
+        vec![
+            start(0, None),
+            start(1, Some("theirs")),
+            more(1, "{\"x\":"),
+            more(0, "{\"y\":"),
+            more(1, "2}"),
+            more(0, "1}"),
+        ]
+    }
+
+    fn writer(compat: Compat) -> ChunkWriter {
+        ChunkWriter {
+            compat,
+            vocabulary: None,
+            id: String::new(),
+            fingerprint: String::new(),
+            wants: Wants {
+                model: ModelName::new("m".to_owned(), &Default::default()),
+                ids: CallIds::From(7),
+                logprobs: false,
+                usage: false,
+                may_call: true,
+            },
+            usage: Usage::default(),
+            begun: vec![true],
+            calls: vec![Vec::new()],
+        }
+    }
+
+    #[test]
+    fn calls_that_come_mixed_are_streamed_by_their_places() {
+        for compat in [Compat::Tgi, Compat::OpenAi] {
+            let mut joined = [String::new(), String::new()];
+            let mut ids = [Vec::new(), Vec::new()];
+            for delta in writer(compat).deltas(0, mixed()) {
+                for call in delta.tool_calls {
+                    joined[call.index] += &call.function.arguments;
+                    ids[call.index].extend(call.id);
+                }
+            }
+            assert_eq!(joined, ["{\"y\":1}", "{\"x\":2}"]);
+            for (ids, expected) in ids.into_iter().zip(["7", "theirs"]) {
+                assert!(!ids.is_empty() && ids.iter().all(|id| id == expected));
+            }
+        }
+    }
+
+    #[test]
+    fn calls_that_come_mixed_are_collected_by_their_places() {
+        let mut calls = Vec::new();
+        for piece in mixed() {
+            collect_call(&mut calls, piece);
+        }
+        let told = calls
+            .iter()
+            .map(|call| (call.id.as_deref(), call.arguments.as_str()));
+        let expected = [(None, "{\"y\":1}"), (Some("theirs"), "{\"x\":2}")];
+        assert_eq!(told.collect::<Vec<_>>(), expected);
     }
 }

@@ -19,6 +19,7 @@ use crate::generation::{Error, Event, FinishReason, TokenEvent, TokenInfo};
 use crate::wire::openai::{
     Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest, Usage,
 };
+use crate::wire::upstreams::RouteDetails;
 
 /// `POST /v1/completions`.
 pub(super) async fn completions(
@@ -97,7 +98,11 @@ pub(super) async fn completions(
         .reduce(Metering::plus)
         .unwrap_or_default()
         .headers(&api, false);
-    Ok((headers, Json(writer.completion(answers))).into_response())
+    Ok((
+        headers,
+        Json(writer.completion(answers, call.routed.told())),
+    )
+        .into_response())
 }
 
 /// Writes answers in the mode in force.
@@ -124,7 +129,7 @@ impl Writer {
         }
     }
 
-    fn completion(self, answers: Vec<Collected>) -> Completion {
+    fn completion(self, answers: Vec<Collected>, route: Option<RouteDetails>) -> Completion {
         let mut usage = Usage::default();
         let choice = |(index, answer): (usize, Collected)| {
             let prompt = match index % self.choices {
@@ -160,6 +165,7 @@ impl Writer {
             system_fingerprint: self.fingerprint,
             choices,
             usage,
+            route,
         }
     }
 

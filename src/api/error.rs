@@ -95,6 +95,11 @@ impl ApiError {
         }
     }
 
+    /// Whether there was no room, so that another try may help.
+    pub(super) fn is_want_of_room(&self) -> bool {
+        self.status == StatusCode::TOO_MANY_REQUESTS
+    }
+
     /// The same failure as it reads inside a stream.
     pub(super) fn into_stream(mut self) -> Self {
         if self.error_type == "incomplete_generation" {
@@ -363,12 +368,25 @@ pub(super) fn beyond_limit(refused: Refused) -> Response {
     let Refused {
         message,
         retry_after_s,
+        per_minute,
     } = refused;
-    ApiError {
+    let error = ApiError {
         retry_after_s: Some(retry_after_s),
         ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
+    };
+    let mut response = error.into_response();
+    // As draft 9 of the IETF's header fields has it; clients of the Hub read no other form.
+    if let Some(per_minute) = per_minute {
+        let policy = format!(r#""requests";q={per_minute};w=60"#);
+        let left = format!(r#""requests";r=0;t={retry_after_s}"#);
+        for (name, value) in [("ratelimit-policy", policy), ("ratelimit", left)] {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                let name = header::HeaderName::from_static(name);
+                response.headers_mut().insert(name, value);
+            }
+        }
     }
-    .into_response()
+    response
 }
 
 #[cfg(test)]
@@ -398,6 +416,7 @@ mod tests {
             beyond_limit(Refused {
                 message: text.to_owned(),
                 retry_after_s: 7,
+                per_minute: std::num::NonZeroU32::new(60),
             })
         };
         let native = format!(r#"{{"error":"{text}","error_type":"overloaded"}}"#);
@@ -418,6 +437,10 @@ mod tests {
             (Dialect::Anthropic, anthropic),
         ] {
             let response = respoken(refused(), dialect);
+            let header = |name: &str| response.headers().get(name).cloned();
+            assert_eq!(header("ratelimit").expect("one"), r#""requests";r=0;t=7"#);
+            let policy = header("ratelimit-policy").expect("one");
+            assert_eq!(policy, r#""requests";q=60;w=60"#);
             assert_eq!(written(response).await, expected(body), "{dialect:?}");
         }
     }

@@ -26,7 +26,8 @@ use super::keys::{Caller, KeyLimits};
 #[derive(Debug)]
 pub(super) struct Limits {
     name: Arc<str>,
-    rate: Option<DefaultDirectRateLimiter>,
+    /// Requests a minute, and what keeps count of them.
+    rate: Option<(NonZeroU32, DefaultDirectRateLimiter)>,
     places: Option<Arc<Semaphore>>,
 }
 
@@ -37,6 +38,8 @@ pub(super) struct Refused {
     pub(super) message: String,
     /// Seconds after which another try may pass.
     pub(super) retry_after_s: u64,
+    /// Requests a minute, where those are what is used up.
+    pub(super) per_minute: Option<NonZeroU32>,
 }
 
 impl Limits {
@@ -49,7 +52,7 @@ impl Limits {
         let quota = |rate: NonZeroU32| Quota::per_minute(rate).allow_burst(burst.unwrap_or(rate));
         Self {
             name: name.into(),
-            rate: requests_per_minute.map(|rate| RateLimiter::direct(quota(rate))),
+            rate: requests_per_minute.map(|rate| (rate, RateLimiter::direct(quota(rate)))),
             places: max_concurrent_requests
                 .map(|places| Arc::new(Semaphore::new(places.get() as usize))),
         }
@@ -58,12 +61,13 @@ impl Limits {
     /// Counts a request and takes its place, if it needs one. A request without a place counts towards the
     /// rate: trying is not free.
     fn enter(&self) -> Result<Option<OwnedSemaphorePermit>, Refused> {
-        if let Some(rate) = &self.rate {
+        if let Some((per_minute, rate)) = &self.rate {
             rate.check().map_err(|not_until| {
                 let wait = not_until.wait_time_from(DefaultClock::default().now());
                 Refused {
                     message: format!("Rate limit of key `{}` exceeded", self.name),
                     retry_after_s: wait.as_secs() + 1,
+                    per_minute: Some(*per_minute),
                 }
             })?;
         }
@@ -71,6 +75,7 @@ impl Limits {
         place.transpose().map_err(|_| Refused {
             message: format!("Concurrency limit of key `{}` exceeded", self.name),
             retry_after_s: 1,
+            per_minute: None,
         })
     }
 }
@@ -140,6 +145,7 @@ mod tests {
         let refused = limits.enter().expect_err("beyond the burst");
         assert_eq!(refused.message, "Rate limit of key `alice` exceeded");
         assert!((1..=61).contains(&refused.retry_after_s), "{refused:?}");
+        assert_eq!(refused.per_minute, NonZeroU32::new(1));
     }
 
     #[test]
@@ -152,6 +158,7 @@ mod tests {
             body: Body::from("abc"),
             _place: place,
         };
+        assert_eq!(refused.per_minute, None);
         assert_eq!(body.size_hint().exact(), Some(3));
         assert!(limits.enter().is_err());
         drop(body);

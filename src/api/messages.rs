@@ -15,6 +15,7 @@ use super::chat::{self, Chat, unique_id};
 use super::error::ApiError;
 use super::keys::Caller;
 use super::routing::ModelName;
+use super::turns::Turns;
 use super::{Api, from_messages, from_openai, sse, tgi};
 use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason};
 use crate::generation::{ChatPiece, FinishReason};
@@ -51,7 +52,7 @@ pub(super) async fn messages(
     let model = ModelName::new(model, &call.routed);
     let mut writer = Writer::new(model.now(), chat.prepared.wants_short_ids());
     if streamed {
-        let answer = sse::begun(answer, true).await?;
+        let answer = sse::begun(answer, sse::Early::All).await?;
         writer.message.model = model.now();
         let out = calls::stream_headers(&api, characters);
         let frames = sse::frames(answer, writer, &call.routed);
@@ -95,6 +96,7 @@ struct Writer {
     open: bool,
     /// The last call's arguments so far.
     arguments: String,
+    turns: Turns,
 }
 
 impl sse::Writer<ChatEvent> for Writer {
@@ -134,6 +136,7 @@ impl Writer {
             short_ids,
             open: false,
             arguments: String::new(),
+            turns: Turns::default(),
         }
     }
 
@@ -145,7 +148,7 @@ impl Writer {
                 message: Box::new(self.message.clone()),
             });
         }
-        for piece in event.pieces {
+        for piece in self.turns.next(event.pieces, event.finish.is_some()) {
             self.piece(piece, &mut events);
         }
         if let Some(finish) = event.finish {
@@ -174,12 +177,11 @@ impl Writer {
                 }
                 BlockDelta::ThinkingDelta { thinking }
             }
-            ChatPiece::CallStart { name, .. } => {
-                let id = if self.short_ids {
-                    unique_id("", 9)
-                } else {
-                    unique_id("toolu_", 24)
-                };
+            ChatPiece::CallStart { id, name, .. } => {
+                let id = id.unwrap_or_else(|| match self.short_ids {
+                    true => unique_id("", 9),
+                    false => unique_id("toolu_", 24),
+                });
                 let input = Value::Object(Default::default());
                 self.begin(OutputBlock::ToolUse { id, name, input }, events);
                 return;
@@ -255,5 +257,56 @@ impl Writer {
             usage: self.message.usage,
         });
         events.push(MessagesEvent::MessageStop);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generation::TokenInfo;
+
+    fn event(pieces: Vec<ChatPiece>) -> ChatEvent {
+        ChatEvent {
+            input_tokens: 1,
+            pieces,
+            token: TokenInfo {
+                id: None,
+                text: String::new(),
+                logprob: None,
+                special: false,
+            },
+            top_tokens: Vec::new(),
+            finish: None,
+        }
+    }
+
+    #[test]
+    fn calls_that_come_mixed_are_blocks_of_their_own() {
+        let start = |index: usize, id: Option<&str>| ChatPiece::CallStart {
+            index,
+            id: id.map(str::to_owned),
+            name: format!("f{index}"),
+        };
+        let more = |index: usize, text: &str| ChatPiece::Arguments {
+            index,
+            text: text.to_owned(),
+        };
+        let mut writer = Writer::new("m".to_owned(), false);
+        writer.push(event(vec![start(0, Some("theirs")), start(1, None)]));
+        writer.push(event(vec![more(1, "{\"x\":"), more(0, "{\"y\":1}")]));
+        writer.push(event(vec![more(1, "2}")]));
+        writer.close(&mut Vec::new());
+        let told: Vec<(String, String)> = writer
+            .message
+            .content
+            .into_iter()
+            .map(|block| match block {
+                OutputBlock::ToolUse { id, input, .. } => (id, input.to_string()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(told[0], ("theirs".to_owned(), "{\"y\":1}".to_owned()));
+        assert!(told[1].0.starts_with("toolu_"));
+        assert_eq!((told[1].1.as_str(), told.len()), ("{\"x\":2}", 2));
     }
 }

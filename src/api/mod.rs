@@ -26,6 +26,7 @@ mod responses;
 mod routing;
 mod sse;
 mod tgi;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -195,6 +196,10 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         open = open.route_layer(limits()).route_layer(key());
         models = models.route_layer(key());
     }
+    // It says what is spent, and where: not for everybody.
+    let upstreams = Router::new()
+        .route("/health/upstreams", get(ops::upstreams))
+        .route_layer(key());
     let health = Router::new()
         .route("/", get(ops::health))
         .route("/health", get(ops::health))
@@ -220,6 +225,7 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         platform = platform.route(path, get(ops::health));
     }
     health
+        .merge(upstreams)
         .merge(open)
         .merge(
             native
@@ -240,6 +246,8 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
 /// own, and nothing is granted by a header that the key does not grant. Cookies are never asked for.
 fn cors(allowed: &[HeaderValue]) -> CorsLayer {
     let exposed = [
+        "ratelimit",
+        "ratelimit-policy",
         "retry-after",
         "x-compute-characters",
         "x-compute-time",
@@ -257,6 +265,7 @@ fn cors(allowed: &[HeaderValue]) -> CorsLayer {
         "x-route-request-id",
         "x-route-target",
         "x-route-upstream",
+        "x-should-retry",
         "x-time-per-token",
         "x-total-time",
         "x-validation-time",

@@ -14,6 +14,7 @@ use super::compat::Compat;
 use super::error::ApiError;
 use super::keys::Caller;
 use super::routing::ModelName;
+use super::turns::Turns;
 use super::{Api, from_responses, sse};
 use crate::dispatch::{ChatEvent, ChatFinish, ChatFinishReason};
 use crate::generation::ChatPiece;
@@ -53,7 +54,12 @@ pub(super) async fn responses(
     let mut writer = Writer::new(shell(body, model.now()), ids);
     if streamed {
         let compat = api.config.compat;
-        let answer = sse::begun(answer, compat == Compat::OpenAi).await?;
+        let early = match compat {
+            Compat::OpenAi => sse::Early::All,
+            // A conversation is refused by a status where there is no room for it here.
+            Compat::Tgi => sse::Early::WantOfRoom,
+        };
+        let answer = sse::begun(answer, early).await?;
         writer.response.model = model.now();
         let out = calls::stream_headers(&api, characters);
         let opening = writer.opening().map(Ok);
@@ -66,6 +72,7 @@ pub(super) async fn responses(
     }
     let finish = chat::read_to_end(answer, |event| _ = writer.push(event)).await?;
     writer.response.model = model.now();
+    writer.response.route = call.routed.told();
     let metering = Metering::of(characters, finish.input_tokens, &finish.finish);
     Ok((metering.headers(&api, true), Json(writer.response)).into_response())
 }
@@ -104,6 +111,7 @@ fn shell(body: ResponsesRequest, model: String) -> ResponsesResponse {
         truncation: "disabled",
         usage: None,
         metadata: body.metadata.unwrap_or_default(),
+        route: None,
     }
 }
 
@@ -115,6 +123,7 @@ struct Writer {
     /// Whether the last item of the output is still being written.
     open: bool,
     sequence_number: u32,
+    turns: Turns,
 }
 
 /// Writes the events of a streamed response.
@@ -150,6 +159,7 @@ impl Writer {
             ids,
             open: false,
             sequence_number: 0,
+            turns: Turns::default(),
         }
     }
 
@@ -177,16 +187,16 @@ impl Writer {
 
     fn push(&mut self, event: ChatEvent) -> Vec<ResponsesEventBody> {
         let mut events = Vec::new();
-        for piece in event.pieces {
+        for piece in self.turns.next(event.pieces, event.finish.is_some()) {
             match piece {
                 ChatPiece::Content(text) => self.text(text, &mut events),
                 ChatPiece::Reasoning(text) => self.reasoning(text, &mut events),
-                ChatPiece::CallStart { name, .. } => {
+                ChatPiece::CallStart { id, name, .. } => {
                     self.close("completed", &mut events);
                     let item = OutputItem::FunctionCall {
                         id: unique_id("fc_", 32),
                         status: "in_progress",
-                        call_id: self.ids.next(),
+                        call_id: id.unwrap_or_else(|| self.ids.next()),
                         name,
                         arguments: String::new(),
                     };

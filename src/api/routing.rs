@@ -12,12 +12,15 @@ use super::Api;
 use super::error::ApiError;
 use super::keys::Caller;
 use crate::generation::{Error, Policy, RouteAsk, RouteNote, RouteNotes, RouteSlot, Side};
+use crate::wire::upstreams::RouteDetails;
 
 /// A call's wishes about routing, and where it is noted what became of them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Routed {
     pub(super) ask: RouteAsk,
     pub(super) notes: Option<RouteNotes>,
+    /// Whether the answer's body should say how it came about.
+    pub(super) details: bool,
 }
 
 impl Routed {
@@ -27,6 +30,12 @@ impl Routed {
         routed.ask.model = model.map(Into::into);
         routed.ask.stream = stream;
         routed
+    }
+
+    /// How the call's answers came about, if the caller wants the body to say so.
+    pub(super) fn told(&self) -> Option<RouteDetails> {
+        let notes = self.notes.as_ref().filter(|_| self.details)?;
+        Some(details(&notes.read()))
     }
 
     /// A place for one request's note.
@@ -65,6 +74,8 @@ impl ModelName {
 
 /// Longest value of a header that names something: a request, a session.
 const LONGEST_NAME: usize = 200;
+/// Says what an answer was computed on.
+const COMPUTE_TYPE: &str = "x-compute-type";
 
 /// Reads a call's wishes, and adds to its answer what became of them.
 pub(super) async fn note_route(
@@ -92,6 +103,7 @@ pub(super) async fn note_route(
     caller.routed = Routed {
         ask,
         notes: Some(notes.clone()),
+        details: wants_details(request.uri().query()),
     };
     request.extensions_mut().insert(caller);
     let mut response = next.run(request).await;
@@ -99,8 +111,63 @@ pub(super) async fn note_route(
     if let Ok(value) = request_id {
         headers.insert(HeaderName::from_static("x-route-request-id"), value);
     }
-    headers.extend(headers_of(&notes.read()));
+    let notes = notes.read();
+    headers.extend(headers_of(&notes));
+    let own = headers.get(COMPUTE_TYPE).cloned();
+    if let Some(made) = own.and_then(|own| compute_type(&notes, &own)) {
+        headers.insert(HeaderName::from_static(COMPUTE_TYPE), made);
+    }
     response
+}
+
+/// What a call was computed on, where any of it was elsewhere; `own` is what this machine computes on.
+fn compute_type(notes: &[RouteNote], own: &HeaderValue) -> Option<HeaderValue> {
+    let kind = |note: &RouteNote| note.kind.filter(|_| note.side == Some(Side::Remote));
+    notes.iter().find_map(kind)?;
+    let own = own.to_str().unwrap_or_default();
+    let each = notes.iter().map(|note| match kind(note) {
+        Some(kind) => format!("remote+{kind}"),
+        None => own.to_owned(),
+    });
+    HeaderValue::from_str(&distinct(each).join(",")).ok()
+}
+
+/// Whether a query holds `route_details=1`.
+fn wants_details(query: Option<&str>) -> bool {
+    let pairs = query.unwrap_or_default().split('&');
+    pairs.into_iter().any(|pair| pair == "route_details=1")
+}
+
+/// The first of each value that says anything, in their order.
+fn distinct(values: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut distinct: Vec<String> = Vec::new();
+    for value in values {
+        if !value.is_empty() && !distinct.contains(&value) {
+            distinct.push(value);
+        }
+    }
+    distinct
+}
+
+fn details(notes: &[RouteNote]) -> RouteDetails {
+    let joined = |part: fn(&RouteNote) -> Option<String>| {
+        let words = distinct(notes.iter().filter_map(part));
+        (!words.is_empty()).then(|| words.join(","))
+    };
+    let known = notes.iter().filter_map(|note| note.cost_nusd);
+    RouteDetails {
+        target: joined(|note| Some(target(note))).unwrap_or_default(),
+        upstream: joined(|note| note.upstream.clone()),
+        model: joined(|note| note.model.clone()),
+        provider: joined(|note| note.provider.clone()),
+        reason: joined(|note| Some(note.reason.to_string())).unwrap_or_default(),
+        attempts: notes.iter().map(|note| note.attempts).sum(),
+        degraded: distinct(notes.iter().flat_map(|note| note.degraded.iter().cloned())),
+        cost_usd: known
+            .clone()
+            .next()
+            .map(|_| known.sum::<u64>() as f64 / 1e9),
+    }
 }
 
 /// Errors: a header that cannot be understood.
@@ -193,12 +260,7 @@ pub(super) fn usd(nano: u64) -> String {
 fn headers_of(notes: &[RouteNote]) -> Vec<(HeaderName, HeaderValue)> {
     let mut headers = Vec::new();
     let mut add = |name: &'static str, values: Vec<String>| {
-        let mut distinct: Vec<String> = Vec::new();
-        for value in values {
-            if !value.is_empty() && !distinct.contains(&value) {
-                distinct.push(value);
-            }
-        }
+        let distinct = distinct(values);
         // A model's name may hold what a header may not.
         if let (false, Ok(value)) = (
             distinct.is_empty(),
@@ -250,7 +312,12 @@ pub(super) fn closing_comment(notes: &RouteNotes) -> String {
     let cost = cost(&notes).unwrap_or_else(|| "0".to_owned());
     let target = joined(target);
     let reason = joined(|note| note.reason.to_string());
-    format!("x-route-cost-usd={cost} x-route-target={target} x-route-reason={reason}")
+    let mut comment =
+        format!("x-route-cost-usd={cost} x-route-target={target} x-route-reason={reason}");
+    if let Some(side) = notes.iter().find_map(|note| note.continued_by) {
+        comment += &format!(" x-route-continued={side}");
+    }
+    comment
 }
 
 #[cfg(test)]
@@ -305,6 +372,47 @@ mod tests {
         assert_eq!(find("x-route-degraded"), Some("seed"));
         assert_eq!(find("x-route-cost-usd"), Some("0.0015"));
         assert_eq!(find("x-route-provider"), None);
+    }
+
+    #[test]
+    fn what_was_made_elsewhere_says_on_whose_kind_of_machine() {
+        let own = HeaderValue::from_static("cpu");
+        let here = RouteNote::local(Reason::LocalOk);
+        assert_eq!(compute_type(std::slice::from_ref(&here), &own), None);
+        let mut away = RouteNote::local(Reason::PolicyRemote);
+        away.side = Some(Side::Remote);
+        assert_eq!(compute_type(std::slice::from_ref(&away), &own), None);
+        away.kind = Some("hf_router");
+        let made = |notes: &[RouteNote]| {
+            let made = compute_type(notes, &own).expect("made elsewhere");
+            made.to_str().expect("plain").to_owned()
+        };
+        assert_eq!(made(std::slice::from_ref(&away)), "remote+hf_router");
+        assert_eq!(made(&[here, away.clone(), away]), "cpu,remote+hf_router");
+    }
+
+    #[test]
+    fn details_are_for_those_who_ask_and_say_what_the_headers_say() {
+        for (query, wants) in [
+            (None, false),
+            (Some("a=b"), false),
+            (Some("route_details=0"), false),
+            (Some("route_details=1"), true),
+            (Some("a=b&route_details=1"), true),
+        ] {
+            assert_eq!(wants_details(query), wants, "{query:?}");
+        }
+        let mut away = RouteNote::local(Reason::QueueOverflow);
+        away.side = Some(Side::Remote);
+        away.model = Some("m".to_owned());
+        away.attempts = 2;
+        away.cost_nusd = Some(1_500_000);
+        let told = serde_json::to_value(details(&[RouteNote::local(Reason::LocalOk), away]));
+        let expected = serde_json::json!({
+            "target": "local,remote", "upstream": null, "model": "m", "provider": null,
+            "reason": "local_ok,queue_overflow", "attempts": 2, "degraded": [], "cost_usd": 0.0015,
+        });
+        assert_eq!(told.expect("JSON"), expected);
     }
 
     #[test]

@@ -143,20 +143,64 @@ where
         Err(error) if compat == Compat::OpenAi => return Err(error),
         Err(error) => stream::iter([Err(error)]).right_stream(),
     };
-    begun(events, compat == Compat::OpenAi).await
+    let early = match compat {
+        Compat::OpenAi => Early::All,
+        Compat::Tgi => Early::None,
+    };
+    begun(events, early).await
+}
+
+/// Which failures before the first event are statuses; the others stay in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Early {
+    /// All of them.
+    All,
+    /// Refusals for want of room: whoever asked should come again, wherever room was looked for.
+    WantOfRoom,
+    /// None.
+    None,
 }
 
 /// An answer once its first event or a failure has come or [`FIRST_EVENT_WAIT`] is over.
 ///
-/// Errors: with `early_status`, a failure before the first event; without, it stays in the stream.
+/// Errors: a failure before the first event, if it is one of `early`.
 pub(super) async fn begun<E, X: Into<ApiError> + Clone>(
     events: impl Stream<Item = Result<E, X>>,
-    early_status: bool,
+    early: Early,
 ) -> Result<impl Stream<Item = Result<E, X>> + Unpin, ApiError> {
     let mut events = Box::pin(events.peekable());
     let first = tokio::time::timeout(FIRST_EVENT_WAIT, events.as_mut().peek()).await;
-    match first {
-        Ok(Some(Err(error))) if early_status => Err(error.clone().into()),
-        _ => Ok(events),
+    let Ok(Some(Err(error))) = first else {
+        return Ok(events);
+    };
+    let error: ApiError = error.clone().into();
+    match early {
+        Early::All => Err(error),
+        Early::WantOfRoom if error.is_want_of_room() => Err(error),
+        Early::WantOfRoom | Early::None => Ok(events),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failure_that_comes_first_is_a_status_where_it_should_be() {
+        let full = Error::overloaded(Duration::from_secs(1));
+        let broken = Error::generation("broken");
+        for (early, error, is_status) in [
+            (Early::All, &full, true),
+            (Early::All, &broken, true),
+            (Early::WantOfRoom, &full, true),
+            (Early::WantOfRoom, &broken, false),
+            (Early::None, &full, false),
+        ] {
+            let first = stream::iter([Err::<(), _>(error.clone())]);
+            let begun = begun(first, early).await;
+            assert_eq!(begun.is_err(), is_status, "{early:?} {error}");
+            let late = stream::iter([Ok(()), Err(error.clone())]);
+            assert!(super::begun(late, early).await.is_ok());
+        }
     }
 }

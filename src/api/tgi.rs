@@ -155,6 +155,7 @@ pub(super) async fn collect_answer(
     headers: &HeaderMap,
     body: GenerateRequest,
 ) -> Result<(HeaderMap, GenerateResponse), ApiError> {
+    let routed = caller.routed.clone();
     let (requests, mut permit) =
         accept(api, caller, headers, &body, false).map_err(|e| calls::refused(api, e))?;
     let GenerateRequest { inputs, parameters } = body;
@@ -191,7 +192,17 @@ pub(super) async fn collect_answer(
             .collect()
     });
     let generated_text = with_prompt(full_text, &winner.finish.generated_text);
-    let details = wants_details.then(|| details(winner, losers));
+    let route = routed.told();
+    let mut winner = winner;
+    if !wants_details {
+        // Details for the sake of the route say nothing that was not asked for.
+        winner.tokens.clear();
+        winner.started.prompt.clear();
+    }
+    let details = (wants_details || route.is_some()).then(|| Details {
+        route,
+        ..details(winner, losers)
+    });
     Ok((
         headers,
         GenerateResponse {
@@ -216,6 +227,7 @@ fn details(answer: Collected, best_of_sequences: Option<Vec<BestOfSequence>>) ->
         tokens,
         best_of_sequences,
         top_tokens,
+        route: None,
     }
 }
 

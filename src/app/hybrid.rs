@@ -1,6 +1,9 @@
 //! Opens what hybrid serving needs, says in plain words what may leave, and keeps what is known fresh.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
 
 use rand_core::{OsRng, TryRngCore};
 
@@ -17,12 +20,33 @@ use crate::telemetry::redact;
 /// How often what is known of upstreams is handed to those who decide, and written down.
 const TICK: Duration = Duration::from_secs(2);
 
+/// How long the last records of decisions are waited for when the server ends.
+const LAST_RECORDS: Duration = Duration::from_secs(2);
+
 /// What runs beside serving, and what is closed after it.
 pub(super) struct Upkeep {
     remote: Remote,
     gate: Gate,
     audit: audit::Log,
     decisions: Option<LogThread>,
+}
+
+/// The thread that writes records of decisions, for as long as requests are decided.
+pub(super) struct LastRecords(LogThread);
+
+impl LastRecords {
+    /// Waits until the last record is written, once the hall is gone that hands them over; not for longer than
+    /// [`LAST_RECORDS`], since a request that outlives the drain may hold the hall.
+    pub(super) fn wait(self) {
+        let (done, written) = mpsc::channel();
+        std::thread::spawn(move || {
+            self.0.join();
+            let _ = done.send(());
+        });
+        if written.recv_timeout(LAST_RECORDS).is_err() {
+            tracing::warn!("the last records of decisions may be lost");
+        }
+    }
 }
 
 /// Opens upstreams, gate and logs; none without an upstream.
@@ -97,6 +121,19 @@ pub(super) fn open(
     Ok(Some((hybrid, upkeep)))
 }
 
+/// Makes every upstream's client, and sends nothing.
+///
+/// Errors: an address or a file that no client can be made of.
+pub(super) fn check(settings: &Settings) -> Result<(), AppError> {
+    let Some(config) = &settings.remote else {
+        return Ok(());
+    };
+    let remote = Remote::new(config.clone(), 0);
+    remote
+        .map(drop)
+        .map_err(|e| AppError::Hybrid(e.to_string()))
+}
+
 impl Upkeep {
     /// The gate, for whoever reads grants again.
     pub(super) fn gate(&self) -> Gate {
@@ -115,7 +152,13 @@ impl Upkeep {
         }
     }
 
-    /// Writes down what should outlive the server.
+    /// The records of decisions, for whoever ends the hall.
+    pub(super) fn last_records(&mut self) -> Option<LastRecords> {
+        self.decisions.take().map(LastRecords)
+    }
+
+    /// Writes down what should outlive the server. Records of decisions are [`LastRecords`]' business: the hall
+    /// that writes them outlives this.
     pub(super) async fn close(self) {
         if let Err(problem) = self.remote.save() {
             tracing::warn!(%problem, "what is known of upstreams cannot be written");
@@ -123,8 +166,6 @@ impl Upkeep {
         if let Err(problem) = self.audit.flush().await {
             tracing::error!(%problem, "the end of the audit log");
         }
-        // The hall that writes records is gone by now, so that the thread comes to its end.
-        drop(self.decisions);
     }
 }
 
@@ -143,6 +184,8 @@ async fn ask(remote: Remote, gate: Gate, question: Question) -> Result<Fetched, 
 /// Hands what the catalogue has learned to the board, and tells the operator of every change of state.
 async fn tell(remote: Remote) {
     let mut states: Vec<(String, &'static str)> = Vec::new();
+    let mut saved = remote.board().save(Instant::now());
+    let mut known = Known::default();
     loop {
         let now = Instant::now();
         for target in &remote.config().targets {
@@ -159,20 +202,7 @@ async fn tell(remote: Remote) {
             }
         }
         for upstream in &remote.config().upstreams {
-            if let Some((endpoint, _)) = remote.catalogue().endpoint(&upstream.name) {
-                let state = match endpoint.state {
-                    Endpoint::Running => EndpointState::Running,
-                    Endpoint::ScaledToZero => EndpointState::ScaledToZero,
-                    Endpoint::Paused => EndpointState::Paused,
-                    state if state.is_waking() => EndpointState::Waking,
-                    state if state.serves() => EndpointState::Running,
-                    _ => EndpointState::Failed,
-                };
-                remote.board().endpoint(&upstream.name, state, now);
-            }
-            if remote.board().is_waking(&upstream.name, now) {
-                remote.catalogue().want(&upstream.name, now.into());
-            }
+            known.pass_on(&remote, &upstream.name, now);
         }
         let mut seen = Vec::new();
         for status in remote.board().views(now) {
@@ -187,12 +217,75 @@ async fn tell(remote: Remote) {
             }
             seen.push((name, state));
         }
-        if states != seen
-            && let Err(problem) = remote.save()
-        {
-            tracing::warn!(%problem, "what is known of upstreams cannot be written");
-        }
         states = seen;
+        let worth_saving = remote.board().save(now);
+        if saved != worth_saving {
+            saved = worth_saving;
+            save(remote.clone()).await;
+        }
         tokio::time::sleep(TICK).await;
     }
+}
+
+/// Writes down what should outlive a restart, away from the threads that answer requests.
+async fn save(remote: Remote) {
+    let problem = match tokio::task::spawn_blocking(move || remote.save()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(problem)) => problem.to_string(),
+        Err(problem) => problem.to_string(),
+    };
+    tracing::warn!(problem, "what is known of upstreams cannot be written");
+}
+
+/// What the board was told of upstreams: each word once.
+#[derive(Debug, Default)]
+struct Known {
+    /// When an upstream's catalogue was last confirmed.
+    catalogues: BTreeMap<Arc<str>, SystemTime>,
+    /// When its control plane was last asked.
+    planes: BTreeMap<Arc<str>, tokio::time::Instant>,
+}
+
+impl Known {
+    fn pass_on(&mut self, remote: &Remote, upstream: &Arc<str>, now: Instant) {
+        let (board, catalogue) = (remote.board(), remote.catalogue());
+        let wanted = board.take_wanted(upstream);
+        if wanted || board.is_waking(upstream, now) {
+            catalogue.want(upstream, now.into());
+        }
+        if let Some(confirmed) = catalogue.confirmed(upstream)
+            && self.catalogues.insert(Arc::clone(upstream), confirmed) != Some(confirmed)
+        {
+            // Asked for before the board is locked.
+            let served: BTreeMap<&str, bool> = remote
+                .config()
+                .targets
+                .iter()
+                .filter_map(|target| {
+                    let (facts, _) = remote.look(&target.name, &catalog::Shape::default())?;
+                    Some((&*target.name, facts.live != Some(false)))
+                })
+                .collect();
+            let is_served = |target: &str| served.get(target).copied().unwrap_or(true);
+            board.catalogue_read(upstream, is_served, now);
+        }
+        if let Some((endpoint, asked)) = catalogue.endpoint(upstream)
+            && self.planes.insert(Arc::clone(upstream), asked) != Some(asked)
+            && let Some(state) = meaning(endpoint.state)
+        {
+            board.endpoint(upstream, state, asked.into_std());
+        }
+    }
+}
+
+/// What a control plane's word means for requests; none for a word that is not known here.
+fn meaning(word: Endpoint) -> Option<EndpointState> {
+    Some(match word {
+        Endpoint::Running | Endpoint::Updating => EndpointState::Running,
+        Endpoint::Pending | Endpoint::Initializing => EndpointState::Waking,
+        Endpoint::ScaledToZero => EndpointState::ScaledToZero,
+        Endpoint::Paused => EndpointState::Paused,
+        Endpoint::Failed => EndpointState::Failed,
+        Endpoint::Unknown => return None,
+    })
 }

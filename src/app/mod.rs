@@ -92,7 +92,8 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         ModelSource::Embedded | ModelSource::Path(_) => with_model(&settings)?,
     };
     let opened = hybrid::open(&settings, &info.model_id)?;
-    let (hybrid, upkeep) = opened.unzip();
+    let (hybrid, mut upkeep) = opened.unzip();
+    let records = upkeep.as_mut().and_then(Upkeep::last_records);
     let routed = hybrid.is_some();
     let dispatcher = Dispatcher::new(limits, local, hybrid, metrics);
     let keys = KeyRing::new(settings.api_key.clone(), settings.keys.clone());
@@ -106,7 +107,12 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         keys,
         gate: upkeep.as_ref().map(Upkeep::gate),
     };
-    server::run(routes, &settings, door, upkeep, || dispatcher.is_idle())
+    let ended = server::run(routes, &settings, door, upkeep, || dispatcher.is_idle());
+    drop(dispatcher);
+    if let Some(records) = records {
+        records.wait();
+    }
+    ended
 }
 
 /// What the hall and the door need to know of the model.
@@ -183,6 +189,7 @@ fn metrics(limits: &dispatch::Config) -> Arc<Metrics> {
 /// Opens everything `serve` would, and says what it found.
 pub fn check(settings: &Settings) -> Result<String, AppError> {
     settings.tls.as_ref().map(tls::open).transpose()?;
+    hybrid::check(settings)?;
     let mut report = match settings.model {
         ModelSource::None => String::new(),
         ModelSource::Embedded | ModelSource::Path(_) => check_model(settings)?,

@@ -5,8 +5,9 @@
 //! bound on open connections, and on the time an answer may lie unread (`stall.rs`), half-open and slow
 //! clients cost a socket and some kilobytes for so long and no more.
 //!
-//! SIGHUP reads the certificate and the keys of callers again; what is wrong then is logged, and what was
-//! right before goes on.
+//! SIGHUP reads the certificate again, and the keys of callers with what they may let leave and who should
+//! answer them; what is wrong then is logged, and what was right before goes on, all of it. Credentials of
+//! upstreams are not read again: they come from the environment, which a process cannot read anew.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,8 +29,8 @@ use tower::ServiceExt;
 use super::hybrid::Upkeep;
 use super::stall::Impatient;
 use super::{AppError, tls};
-use crate::api::KeyRing;
-use crate::config::{Settings, read_grants, read_keys};
+use crate::api::{Key, KeyRing};
+use crate::config::{Grants, Settings, read_callers};
 use crate::egress::Gate;
 
 /// Async threads; they mostly sleep, the engine has the rest of the machine.
@@ -64,23 +65,49 @@ impl Doorkeeper {
             }
         }
         if let Some(file) = &settings.keys_file {
-            match read_keys(file) {
-                Ok(keys) => {
-                    tracing::info!(keys = keys.len(), "keys read again");
-                    self.keys.replace(keys);
-                }
-                Err(error) => tracing::error!(%error, "the keys stay as they were"),
-            }
-            if let Some(gate) = &self.gate {
-                match read_grants(file) {
-                    Ok(grants) => gate.replace_grants(grants.default, grants.keys),
-                    Err(error) => {
-                        tracing::error!(%error, "what keys may let leave stays as it was")
-                    }
-                }
+            match read_callers(file) {
+                Ok((keys, grants)) => self.take(keys, grants, settings),
+                Err(error) => tracing::error!(
+                    %error,
+                    "the keys stay as they were, and so do what they may let leave and their policies"
+                ),
             }
         }
     }
+
+    /// Takes up what was read. Text of a key that is not known yet leaves for nobody, so the gate comes first.
+    fn take(&self, keys: Vec<Key>, grants: Grants, settings: &Settings) {
+        let count = keys.len();
+        if let Some(gate) = &self.gate {
+            gate.note_admin(admin_line(&grants));
+            let Grants {
+                known,
+                anonymous,
+                default,
+                keys,
+                policies,
+                may_widen,
+            } = grants;
+            gate.replace_grants(anonymous, default, keys, known);
+            settings.route.policies.replace(policies, may_widen);
+        }
+        self.keys.replace(keys);
+        tracing::info!(
+            keys = count,
+            "keys read again, with what they may let leave and their policies; other settings need a restart"
+        );
+    }
+}
+
+/// What the audit log says about grants that were read again: who may let how much leave.
+fn admin_line(grants: &Grants) -> String {
+    let own = |name: &String| {
+        let grant = grants.keys.get(name).unwrap_or(&grants.default);
+        format!(", key {name} {}", grant.level.name())
+    };
+    let keys: String = grants.known.iter().map(own).collect();
+    let anonymous = grants.anonymous.level.name();
+    format!("keys read again: without a key {anonymous}{keys}")
 }
 
 /// Serves until SIGTERM or SIGINT, then waits for running requests as long as the settings allow.

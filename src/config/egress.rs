@@ -63,6 +63,7 @@ pub(super) fn resolve(egress: Option<&Value>, providers: Option<&Value>, notes: 
         anonymous,
         default,
         keys: BTreeMap::new(),
+        known: BTreeSet::new(),
         rules,
         max_bytes,
         facts: facts(providers, notes),

@@ -12,6 +12,7 @@ use super::route;
 use super::section::Notes;
 use crate::api::Key;
 use crate::egress::Level;
+use crate::route::Policies;
 
 /// The tables as they stand in the file.
 pub(super) struct Sections {
@@ -58,9 +59,9 @@ impl Hybrid {
             .as_ref()
             .and_then(|remote| remote.state_dir.as_deref());
         let audit = egress::audit(sections.audit.as_ref(), remote.is_some(), state_dir, &notes);
-        route.key_policies = grants.policies;
-        route.may_widen = grants.may_widen;
+        route.policies = Policies::new(grants.policies, grants.may_widen);
         egress.keys = grants.keys;
+        egress.known = grants.known;
         egress.offline = offline || is_offline(variables);
         match &remote {
             // A table with faults is no upstream, and has been spoken of already.

@@ -51,6 +51,8 @@ pub struct RawKey {
 /// What keys let their callers' text do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
+    /// The names of all keys.
+    pub known: BTreeSet<String>,
     /// What callers without a key may let leave.
     pub anonymous: Grant,
     /// What keys without a grant of their own may let leave.
@@ -102,10 +104,11 @@ pub fn parse_keys(text: &str, path: &Path) -> Result<Vec<Key>, ConfigError> {
     }
 }
 
-/// What a settings file lets leave for whom, and who should answer: what is read again while serving.
+/// The keys that a settings file holds, what it lets leave for whom, and who should answer: what is read again
+/// while serving. The file is read once, so that all of it is of one moment.
 ///
-/// Errors: the file cannot be read, or anything in its keys or `[egress]` is wrong.
-pub fn read_grants(path: &Path) -> Result<Grants, ConfigError> {
+/// Errors: the file cannot be read, or anything in its keys, `[egress]` or `[providers]` is wrong.
+pub fn read_callers(path: &Path) -> Result<(Vec<Key>, Grants), ConfigError> {
     let raw = RawConfig::default().over(&read_file(path)?, path)?;
     let notes = Notes::about(path);
     let egress = egress::resolve(raw.egress.as_ref(), raw.providers.as_ref(), &notes);
@@ -115,10 +118,10 @@ pub fn read_grants(path: &Path) -> Result<Grants, ConfigError> {
         ..Grants::default()
     };
     let mut faults = raw.secrets;
-    resolve(raw.keys, path, &mut grants, &mut faults);
+    let keys = resolve(raw.keys, path, &mut grants, &mut faults);
     faults.extend(notes.into_parts().0);
     if faults.is_empty() {
-        Ok(grants)
+        Ok((keys, grants))
     } else {
         Err(ConfigError(faults))
     }
@@ -236,6 +239,7 @@ fn granted(raw: &RawKey, grants: &mut Grants) -> Vec<String> {
         policy.ok()
     });
     if let Some(name) = &raw.name {
+        grants.known.insert(name.clone());
         grants.keys.extend(grant.map(|grant| (name.clone(), grant)));
         grants
             .policies

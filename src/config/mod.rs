@@ -19,7 +19,7 @@ mod section;
 
 pub use describe::describe;
 pub use egress::AuditSettings;
-pub use keys::{Grants, NAMES, RawKey, is_name, parse_keys, read_grants, read_keys};
+pub use keys::{Grants, NAMES, RawKey, is_name, parse_keys, read_callers, read_keys};
 pub use machine::Machine;
 pub use platform::Platform;
 pub use raw::{RawConfig, ServeArgs};

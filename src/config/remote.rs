@@ -448,7 +448,6 @@ fn upstream(mut section: Section<'_>, variables: &Variables) -> Option<UpstreamC
         // A proxy is the operator's own; its address may be plain and private.
         Some(self::address(&section, "proxy", text, true, true)?.text)
     });
-    let passthrough_extra = section.flag("passthrough_extra").unwrap_or(false);
     section.end();
     Some(UpstreamConfig {
         name: name?.into(),
@@ -472,7 +471,6 @@ fn upstream(mut section: Section<'_>, variables: &Variables) -> Option<UpstreamC
         allow_private,
         ca_file,
         proxy,
-        passthrough_extra,
     })
 }
 

@@ -11,7 +11,7 @@ use super::secrets::secret_in;
 use super::section::{Notes, Section, is_plain_name};
 use crate::generation::Policy;
 use crate::remote::{self, Class};
-use crate::route::{Config, Hop, ModelRoute, OverflowPick, Rule, Then, When};
+use crate::route::{Config, Hop, MidStream, ModelRoute, Rule, Then, When};
 
 /// The codes of reasons, as they stand in `on`.
 const REASONS: [&str; 20] = [
@@ -72,8 +72,7 @@ pub(super) fn resolve(
     let mut config = Config::default();
     let Config {
         policy,
-        key_policies: _,
-        may_widen: _,
+        policies: _,
         slo_ttft,
         deadline_share,
         remote_gain,
@@ -82,7 +81,7 @@ pub(super) fn resolve(
         stale_after,
         saturated_queue,
         saturated_kv,
-        overflow_pick,
+        mid_stream,
         reconsider,
         sticky,
         models,
@@ -100,14 +99,11 @@ pub(super) fn resolve(
     section.set_time("stale_after_ms", stale_after);
     section.set_whole("saturated_queue", 0..=1 << 16, saturated_queue);
     section.set_ratio("saturated_kv", 0.01..=1.0, saturated_kv);
-    let picks = [
-        ("newcomer", OverflowPick::Newcomer),
-        ("cheapest-remote", OverflowPick::CheapestRemote),
-        ("longest-wait", OverflowPick::LongestWait),
+    let ends = [
+        ("error", MidStream::Error),
+        ("continue", MidStream::Continue),
     ];
-    *overflow_pick = section
-        .choice("overflow_pick", &picks)
-        .unwrap_or(*overflow_pick);
+    *mid_stream = section.choice("mid_stream", &ends).unwrap_or(*mid_stream);
     section.set_time("reconsider_ms", reconsider);
     section.set_time_or_none("sticky_minutes", sticky);
     *calibration = section.text("calibration").map(PathBuf::from);

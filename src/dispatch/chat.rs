@@ -553,7 +553,11 @@ impl Parser {
                 Piece::CallStart { index, name } => {
                     self.calls += 1;
                     self.open = true;
-                    pieces.push(ChatPiece::CallStart { index, name });
+                    pieces.push(ChatPiece::CallStart {
+                        index,
+                        id: None,
+                        name,
+                    });
                 }
                 Piece::Arguments { index, text } => {
                     pieces.push(ChatPiece::Arguments { index, text });

@@ -1,6 +1,7 @@
 //! The life of one request, top to bottom: tokens in, the engine's answer, text out, one account of it.
 
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ pub(super) async fn start(
     let span = tracing::debug_span!("request", %id);
     let prepared = local.prepare(&inner.config, &request, &inner.metrics);
     let ready = in_time(request.deadline, prepared.instrument(span)).await??;
-    submit(inner, local, id, &request, ready, permit)
+    submit(inner, local, id, &request, ready, permit, Arc::default())
 }
 
 /// What comes of a future, unless the deadline passes before.
@@ -52,7 +53,7 @@ pub(super) async fn in_time<T>(
     }
 }
 
-/// Hands a prepared sequence to the engine.
+/// Hands a prepared sequence to the engine, which sets `begun` with its first step.
 ///
 /// Errors: overloaded, generation (the engine has stopped).
 pub(super) fn submit(
@@ -62,6 +63,7 @@ pub(super) fn submit(
     request: &Request,
     ready: Ready,
     permit: Permit,
+    begun: Arc<AtomicBool>,
 ) -> Result<EventStream, Error> {
     let Ready {
         prompt,
@@ -96,6 +98,7 @@ pub(super) fn submit(
         top_n: request.top_n_tokens,
         prompt_logprobs: request.prompt_logprobs,
         tenant: request.tenant.clone(),
+        begun,
         output,
     });
     let output = output.map_err(|e| match e {

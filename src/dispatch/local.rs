@@ -18,6 +18,8 @@ pub struct Local {
     pub(super) tokenizer: Tokenizer,
     pub(super) template: Option<ChatTemplate>,
     pub(super) eos: Arc<[TokenId]>,
+    /// The text of the token that the tokenizer puts before every prompt, if it does so.
+    pub(super) bos: Option<Arc<str>>,
     pub(super) tokenizing: Arc<Semaphore>,
     /// None when grammars are not served.
     compiler: Option<Arc<Compiler>>,
@@ -30,6 +32,13 @@ const COMPILED_AT_ONCE: usize = 2;
 /// Texts up to this many bytes are tokenized where they are; longer ones take more than 100 µs and leave
 /// the async threads.
 const INLINE_TEXT_BYTES: usize = 128;
+
+/// The special token that stands before any text, as the tokenizer writes it.
+fn bos(tokenizer: &Tokenizer) -> Option<Arc<str>> {
+    let first = *tokenizer.encode("a", true).ok()?.ids.first()?;
+    let text = tokenizer.token_text(first).ok()?;
+    (tokenizer.is_special(first) && !text.is_empty()).then(|| text.into())
+}
 
 /// A prompt that the engine can take.
 #[derive(Debug)]
@@ -55,11 +64,13 @@ impl Local {
                 CACHED_GRAMMARS,
             ))
         });
+        let bos = bos(&tokenizer);
         Self {
             engine,
             tokenizer,
             template,
             eos,
+            bos,
             tokenizing: Arc::new(Semaphore::new(config.validation_workers)),
             compiler,
             compiling: Arc::new(Semaphore::new(COMPILED_AT_ONCE)),

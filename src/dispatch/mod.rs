@@ -152,7 +152,10 @@ impl Dispatcher {
 
     /// Whether no request holds a permit.
     pub fn is_idle(&self) -> bool {
-        self.inner.permits.available_permits() == self.inner.config.max_concurrent_requests
+        let none_here =
+            self.inner.permits.available_permits() == self.inner.config.max_concurrent_requests;
+        let elsewhere = self.inner.hybrid.as_ref();
+        none_here && elsewhere.is_none_or(|hybrid| hybrid.is_idle())
     }
 
     /// Counts a request that was refused for what it asked.

@@ -4,7 +4,7 @@
 //! made anew for each departure, whatever was looked up before; money is promised before the audit line is
 //! written and given back when it cannot be, so that no moment exists in which two departures hold the same money.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -35,6 +35,9 @@ struct Grants {
     anonymous: Grant,
     default: Grant,
     keys: BTreeMap<String, Grant>,
+    known: BTreeSet<String>,
+    /// Of a name that no key has, or no longer.
+    nobody: Grant,
 }
 
 /// What is spent or promised on one day (UTC).
@@ -56,6 +59,8 @@ impl Gate {
             anonymous: std::mem::take(&mut config.anonymous),
             default: std::mem::take(&mut config.default),
             keys: std::mem::take(&mut config.keys),
+            known: std::mem::take(&mut config.known),
+            nobody: Grant::default(),
         };
         Self(Arc::new(Inner {
             config,
@@ -66,15 +71,35 @@ impl Gate {
         }))
     }
 
-    /// Replaces what keys may let leave, from the next check on; callers without a key keep what they had.
-    pub fn replace_grants(&self, default: Grant, keys: BTreeMap<String, Grant>) {
+    /// Replaces what callers may let leave, from the next check on: without a key, with one that has no grant
+    /// of its own, and by the key's name. `known` names the keys that there are; others may let nothing leave.
+    pub fn replace_grants(
+        &self,
+        anonymous: Grant,
+        default: Grant,
+        keys: BTreeMap<String, Grant>,
+        known: BTreeSet<String>,
+    ) {
         let mut grants = self
             .0
             .grants
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        grants.default = default;
-        grants.keys = keys;
+        *grants = Grants {
+            anonymous,
+            default,
+            keys,
+            known,
+            nobody: Grant::default(),
+        };
+    }
+
+    /// Writes down what an operator, or this server by itself, changed of what may leave. Nothing waits for
+    /// it; a line that cannot be written is reported in the process's log.
+    pub fn note_admin(&self, text: impl Into<String>) {
+        if let Some(audit) = &self.0.audit {
+            audit.note(Record::Admin { text: text.into() });
+        }
     }
 
     /// Looks whether a text may be answered at all, here or elsewhere.
@@ -293,7 +318,12 @@ impl Grants {
         match key {
             // No key can have this name: it is what a caller without one is called.
             None | Some("anonymous") => &self.anonymous,
-            Some(name) => self.keys.get(name).unwrap_or(&self.default),
+            Some(name) => match self.keys.get(name) {
+                Some(own) => own,
+                None if self.known.contains(name) => &self.default,
+                // A key that was taken away while its request waited.
+                None => &self.nobody,
+            },
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The gate against a reference that is too simple to be wrong, its money under a crowd, and its audit lines.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -296,10 +295,17 @@ async fn rules_look_at_every_text_and_grants_can_be_replaced() {
         level: Level::Any,
         ..Grant::default()
     };
-    gate.replace_grants(Grant::default(), [("k".to_owned(), grant)].into());
+    let known = BTreeSet::from(["k".to_owned(), "plain".to_owned()]);
+    let keys = BTreeMap::from([("k".to_owned(), grant.clone())]);
+    gate.replace_grants(grant.clone(), Grant::default(), keys.clone(), known.clone());
     assert_eq!(gate.permits(Some("k"), &to, &["x"]), Ok(()));
-    assert_eq!(gate.permits(Some("other"), &to, &["x"]), level);
+    assert_eq!(gate.permits(Some("plain"), &to, &["x"]), level);
     assert_eq!(gate.permits(None, &to, &["x"]), Ok(()));
+    gate.replace_grants(Grant::default(), grant, keys, known);
+    assert_eq!(gate.permits(Some("plain"), &to, &["x"]), Ok(()));
+    assert_eq!(gate.permits(None, &to, &["x"]), level);
+    // A key that there is no longer has no level, however far the others' goes.
+    assert_eq!(gate.permits(Some("gone"), &to, &["x"]), level);
 }
 
 /// Written as the settings' documentation says it, one case after the other.
@@ -314,8 +320,11 @@ fn reference(config: &Config, key: Option<&str>, leaving: &Departure<'_>) -> boo
             return false;
         }
     } else {
+        let nobody = Grant::default();
         let grant = match key.filter(|&name| name != "anonymous") {
-            Some(name) => config.keys.get(name).unwrap_or(&config.default),
+            Some(name) if config.keys.contains_key(name) => &config.keys[name],
+            Some(name) if config.known.contains(name) => &config.default,
+            Some(_) => &nobody,
             None => &config.anonymous,
         };
         let listed = to
@@ -421,6 +430,7 @@ fn demands() -> impl Strategy<Value = Demand> {
 
 fn configs() -> impl Strategy<Value = Config> {
     let keys = prop::collection::btree_map(Just("k".to_owned()), grants(), 0..2);
+    let known = prop::collection::btree_set(Just("k".to_owned()), 0..2);
     let all_facts = prop::collection::btree_map(
         prop::sample::select(vec!["p".to_owned(), "q".to_owned()]),
         facts(),
@@ -439,19 +449,28 @@ fn configs() -> impl Strategy<Value = Config> {
     (
         grants(),
         grants(),
-        keys,
+        (keys, known),
         rules,
         all_facts,
         demands(),
         numbers,
     )
         .prop_map(
-            |(anonymous, default, keys, rules, facts, demand, (max_bytes, daily, offline))| {
+            |(
+                anonymous,
+                default,
+                (keys, known),
+                rules,
+                facts,
+                demand,
+                (max_bytes, daily, offline),
+            )| {
                 Config {
                     offline,
                     anonymous,
                     default,
                     keys,
+                    known,
                     rules,
                     max_bytes,
                     facts,

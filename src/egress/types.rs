@@ -100,6 +100,9 @@ pub struct Config {
     pub default: Grant,
     /// By the key's name.
     pub keys: BTreeMap<String, Grant>,
+    /// Names of keys without a grant of their own; those of `keys` may stand among them. Any other name may
+    /// let nothing leave.
+    pub known: BTreeSet<String>,
     /// Patterns.
     pub rules: Vec<ContentRule>,
     /// Most bytes of one request that may leave; none means no bound beside the body's own.

@@ -25,6 +25,7 @@ pub use worker::start;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -66,6 +67,8 @@ pub struct Job {
     pub prompt_logprobs: bool,
     /// Whose prefix cache to use.
     pub tenant: Tenant,
+    /// Set when the first step with it begins; until then nothing of it has been computed.
+    pub begun: Arc<AtomicBool>,
     /// Where the output goes; closed means that nobody cares any more.
     pub output: UnboundedSender<Output>,
 }

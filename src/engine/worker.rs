@@ -212,8 +212,11 @@ impl Worker {
             return;
         }
         for share in &plan.shares {
-            if let Some(active) = &mut self.active[share.sequence.0 as usize] {
-                active.started_at.get_or_insert(began);
+            if let Some(active) = &mut self.active[share.sequence.0 as usize]
+                && active.started_at.is_none()
+            {
+                active.started_at = Some(began);
+                active.job.begun.store(true, Ordering::Relaxed);
             }
         }
         let method = if plan

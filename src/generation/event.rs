@@ -112,8 +112,10 @@ pub enum ChatPiece {
     Reasoning(String),
     /// A call of a function begins.
     CallStart {
-        /// The call's place.
+        /// The call's place among the answer's calls, in the order they begin.
         index: usize,
+        /// What whoever made the answer calls it; none where the door is to find a name.
+        id: Option<String>,
         /// The function.
         name: String,
     },

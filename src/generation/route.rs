@@ -207,6 +207,8 @@ pub struct RouteNote {
     pub reason: Reason,
     /// The upstream's name.
     pub upstream: Option<String>,
+    /// Its kind, as settings name it.
+    pub kind: Option<&'static str>,
     /// The model's name there.
     pub model: Option<String>,
     /// Whose machine it is.
@@ -219,9 +221,22 @@ pub struct RouteNote {
     pub cost_nusd: Option<u64>,
     /// Whether the cost is an estimate.
     pub cost_is_estimate: bool,
+    /// Who went on when the answer broke off.
+    pub continued_by: Option<Side>,
 }
 
 impl RouteNote {
+    /// Adds what one attempt has cost, and whether that is an estimate; none for what nobody knows.
+    pub fn add_cost(&mut self, cost: Option<(u64, bool)>) {
+        match cost {
+            Some((nusd, estimate)) => {
+                self.cost_nusd = Some(self.cost_nusd.unwrap_or(0).saturating_add(nusd));
+                self.cost_is_estimate |= estimate;
+            }
+            None => self.cost_is_estimate = true,
+        }
+    }
+
     /// Of a request that nobody answers.
     pub fn refused(reason: Reason) -> Self {
         Self {
@@ -236,12 +251,14 @@ impl RouteNote {
             side: Some(Side::Local),
             reason,
             upstream: None,
+            kind: None,
             model: None,
             provider: None,
             attempts: 0,
             degraded: Vec::new(),
             cost_nusd: None,
             cost_is_estimate: false,
+            continued_by: None,
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,9 @@ use crate::generation::{Event, Finish};
 /// connection can be used again.
 const DRAIN: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
 
+/// How long an upstream that has said how the answer ended may be silent: its usage may still come.
+const AFTER_END: Duration = Duration::from_secs(5);
+
 /// Turns an upstream's words into events.
 pub trait Decoder: Send + 'static {
     /// One event's data. Errors: what the upstream says went wrong, or that it is no such event.
@@ -38,6 +42,99 @@ pub trait Decoder: Send + 'static {
     fn end(&mut self) -> Result<Vec<Event>, Fault>;
     /// Whether the terminator was seen.
     fn is_done(&self) -> bool;
+    /// Whether the upstream has said how the answer ended, whatever else is missing.
+    fn has_ended(&self) -> bool {
+        self.is_done()
+    }
+    /// What turned out only while the answer came not to be done exactly.
+    fn late_degraded(&self) -> &[&'static str] {
+        &[]
+    }
+}
+
+/// Holds a whole answer against what was asked for; the text says what is wrong with it.
+pub type Check = Arc<dyn Fn(&Finish) -> Option<String> + Send + Sync>;
+
+/// A decoder whose answers are held against what was asked for before anybody hears that they are whole.
+pub struct Checked<D> {
+    decoder: D,
+    check: Option<Check>,
+}
+
+impl<D> Checked<D> {
+    /// With a check, or none.
+    pub fn new(decoder: D, check: Option<Check>) -> Self {
+        Self { decoder, check }
+    }
+
+    /// Errors: [`Class::SchemaViolation`], with what the answer has used: it is billed.
+    fn checked(&self, events: Vec<Event>) -> Result<Vec<Event>, Fault> {
+        let Some(check) = &self.check else {
+            return Ok(events);
+        };
+        for event in &events {
+            if let Event::Token(token) = event
+                && let Some(finish) = &token.finish
+                && let Some(problem) = check(finish)
+            {
+                return Err(Fault {
+                    usage: Some(Box::new(finish.usage)),
+                    ..Fault::new(Class::SchemaViolation, problem)
+                });
+            }
+        }
+        Ok(events)
+    }
+}
+
+impl<D: Decoder> Decoder for Checked<D> {
+    fn event(&mut self, data: &str) -> Result<Vec<Event>, Fault> {
+        let events = self.decoder.event(data)?;
+        self.checked(events)
+    }
+
+    fn whole(&mut self, json: &[u8]) -> Result<Vec<Event>, Fault> {
+        let events = self.decoder.whole(json)?;
+        self.checked(events)
+    }
+
+    fn end(&mut self) -> Result<Vec<Event>, Fault> {
+        let events = self.decoder.end()?;
+        self.checked(events)
+    }
+
+    fn is_done(&self) -> bool {
+        self.decoder.is_done()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.decoder.has_ended()
+    }
+
+    fn late_degraded(&self) -> &[&'static str] {
+        self.decoder.late_degraded()
+    }
+}
+
+/// What turned out only while an answer came not to be done exactly. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Late(Arc<Mutex<Vec<&'static str>>>);
+
+impl Late {
+    /// The names so far; complete once the event that carries the finish was given out.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, names: &[&'static str]) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() != names.len() {
+            *known = names.to_vec();
+        }
+    }
 }
 
 /// Hears how an attempt went.
@@ -72,6 +169,8 @@ pub struct Reply {
     pub upstream_request_id: Option<String>,
     /// What else the head says.
     pub head: Head,
+    /// What turns out only while the answer comes not to be done exactly.
+    pub late: Late,
 }
 
 /// Sends what the passport holds and waits for the answer's head.
@@ -108,6 +207,7 @@ pub async fn start<D: Decoder, R: Reporter>(
     } else {
         Tick::from_std(sent)
     };
+    let late = Late::default();
     let events = Events::new(
         body,
         reading,
@@ -117,6 +217,7 @@ pub async fn start<D: Decoder, R: Reporter>(
             origin,
             head: head.clone(),
             client: Some(client.clone()),
+            late: late.clone(),
         },
         timing,
         begun,
@@ -126,6 +227,7 @@ pub async fn start<D: Decoder, R: Reporter>(
         provider: head.provider.clone(),
         upstream_request_id: head.request_id.clone(),
         head,
+        late,
     })
 }
 
@@ -195,6 +297,7 @@ struct Whence {
     origin: Origin,
     head: Head,
     client: Option<Client>,
+    late: Late,
 }
 
 /// What becomes of the upstream's events.
@@ -325,7 +428,8 @@ fn error_of_whole(body: &[u8], origin: Origin) -> Option<Fault> {
 /// The answer's events.
 ///
 /// Invariants: events come in the upstream's order; after the finish or a fault there is nothing more; a fault
-/// after something was shown is [`Class::MidStream`], unless it is about the caller's time or the content.
+/// after something was shown is [`Class::MidStream`], unless it is about the caller's time or the content; an
+/// upstream that has said how the answer ended and then falls silent or breaks off has answered.
 /// Cost: nothing is spawned or boxed per event; time is read once per chunk.
 struct Events<S: Send + 'static, D: Decoder, R: Reporter> {
     // The connection is let go before the reporter hears of it.
@@ -390,8 +494,7 @@ where
     }
 
     fn next_limit(&self) -> Tick {
-        let limit =
-            Tick::from_std(self.timing.deadline).min(self.last_byte + self.timing.byte_idle);
+        let limit = Tick::from_std(self.timing.deadline).min(self.last_byte + self.silence());
         self.content_limit()
             .map_or(limit, |content| limit.min(content))
     }
@@ -411,10 +514,18 @@ where
                 late(self.timing.first_token, "nothing of the answer within")
             };
         }
-        if now >= self.last_byte + self.timing.byte_idle {
-            return late(self.timing.byte_idle, "silence for");
+        if now >= self.last_byte + self.silence() {
+            return late(self.silence(), "silence for");
         }
         None
+    }
+
+    /// Most time without a byte: shorter once the end was told, after which little more can come.
+    fn silence(&self) -> Duration {
+        match self.intake.decoder.has_ended() {
+            true => self.timing.byte_idle.min(AFTER_END),
+            false => self.timing.byte_idle,
+        }
     }
 
     fn feed(&mut self, chunk: &[u8], now: Tick) {
@@ -454,8 +565,24 @@ where
         }
     }
 
+    /// An answer whose end was told is whole, however its connection ends: nothing is missing but good manners.
+    fn forgive(&mut self) {
+        let broke = self.intake.failed.take_if(|fault| {
+            matches!(
+                fault.class,
+                Class::Timeout | Class::Transport | Class::Deadline
+            ) && self.intake.decoder.has_ended()
+        });
+        if broke.is_some() {
+            self.source = None;
+            self.intake.end(Tick::now());
+        }
+    }
+
     /// Lets go of the connection once the answer is over, and completes and reports a fault.
     fn settle(&mut self) {
+        self.forgive();
+        self.context.late.set(self.intake.decoder.late_degraded());
         if self.intake.finished {
             if let Some(source) = self.source.take() {
                 drain(source);
@@ -469,12 +596,18 @@ where
     }
 
     fn complete(&self, mut fault: Fault) -> Fault {
-        if self.intake.shown && !matches!(fault.class, Class::Deadline | Class::ContentFilter) {
+        // What a whole answer lacks is no breaking off: it says something else of its target.
+        let as_it_is = matches!(
+            fault.class,
+            Class::Deadline | Class::ContentFilter | Class::SchemaViolation | Class::ToolCall
+        );
+        if self.intake.shown && !as_it_is {
             fault.message = format!(
                 "the answer broke off ({}): {}",
                 fault.class.name(),
                 fault.message
-            );
+            )
+            .into();
             fault.class = Class::MidStream;
         }
         let head = &self.context.head;

@@ -43,6 +43,19 @@ pub enum UpstreamKind {
     Replicate,
 }
 
+impl UpstreamKind {
+    /// The name in settings and headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HfRouter => "hf_router",
+            Self::InferenceEndpoint => "inference_endpoint",
+            Self::Tgi => "tgi",
+            Self::OpenAiCompat => "openai_compat",
+            Self::Replicate => "replicate",
+        }
+    }
+}
+
 /// Which engine answers behind an address, where it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EngineKind {
@@ -125,8 +138,6 @@ pub struct UpstreamConfig {
     pub ca_file: Option<PathBuf>,
     /// A proxy to go through.
     pub proxy: Option<String>,
-    /// Whether unknown fields of a caller's chat body may be passed on.
-    pub passthrough_extra: bool,
 }
 
 /// Who runs a model at a router.

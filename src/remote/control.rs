@@ -132,6 +132,8 @@ pub struct Watch {
     give_up: Duration,
     auto_resume: bool,
     seen: Option<(Endpoint, Instant)>,
+    /// When the answer was asked for that was taken last.
+    asked: Option<Instant>,
     /// Since when a request waits for it.
     wanted: Option<Instant>,
     resumed: Option<Instant>,
@@ -145,6 +147,7 @@ impl Watch {
             give_up: config.give_up,
             auto_resume,
             seen: None,
+            asked: None,
             wanted: None,
             resumed: None,
         }
@@ -153,6 +156,11 @@ impl Watch {
     /// What was last seen, and since when the endpoint is in that state.
     pub fn seen(&self) -> Option<(Endpoint, Instant)> {
         self.seen
+    }
+
+    /// What was last seen, and when it was asked for.
+    pub fn latest(&self) -> Option<(Endpoint, Instant)> {
+        Some((self.seen?.0, self.asked?))
     }
 
     /// A request wants the endpoint and found it not serving, whatever was seen last; whether that is news.
@@ -164,7 +172,7 @@ impl Watch {
         news
     }
 
-    /// Takes an answer; the state before, if this is another.
+    /// Takes an answer that was asked for at that moment; the state before, if this is another.
     pub fn saw(&mut self, endpoint: Endpoint, now: Instant) -> Option<Option<EndpointState>> {
         let before = self.seen.map(|(before, _)| before.state);
         let changed = before != Some(endpoint.state);
@@ -173,6 +181,7 @@ impl Watch {
             _ => now,
         };
         self.seen = Some((endpoint, since));
+        self.asked = Some(now);
         if endpoint.state.serves() {
             self.wanted = None;
         }

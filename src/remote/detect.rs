@@ -211,7 +211,7 @@ fn text(entry: &Value, name: &str) -> Option<String> {
 
 /// What an engine can do as it usually is started: what may be switched off there is not known.
 ///
-/// Source: the engines' own request types and READMEs; remote contract, table of engine dialects.
+/// Source: the engines' own request types and READMEs.
 pub fn usual(engine: EngineKind) -> Capabilities {
     let (yes, no) = (Some(true), Some(false));
     match engine {

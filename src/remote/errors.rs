@@ -4,6 +4,11 @@
 //! above it ever looks at a status or a sentence. It is pure. An upstream's text reaches a fault redacted
 //! and cut; a page of HTML and the text of a refused credential never do, since such pages carry other
 //! people's markup and such texts may echo the credential.
+//!
+//! A refusal of a request mostly repeats a part of it, and the request is a stranger's text. What would shut a
+//! target or a credential to everybody (no money, not served, paused, a limit) is therefore believed of a status,
+//! of a code, or of a message that is such a sentence from its first word to its last; words somewhere in a
+//! message decide only what becomes of that one request.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -238,9 +243,22 @@ impl Told {
         }
     }
 
-    /// Message, type and code in lower case, to look for words in.
+    /// Message, type and code in lower case, to look for words in. The message may repeat a caller's words.
     fn words(&self) -> String {
         format!("{} {} {}", self.message, self.kind, self.code).to_lowercase()
+    }
+
+    /// Whether type or code is one of these.
+    fn is_coded(&self, of: &[&str]) -> bool {
+        let is = |word: &str| of.iter().any(|code| word.eq_ignore_ascii_case(code));
+        is(&self.kind) || is(&self.code)
+    }
+
+    /// Whether the whole message is this sentence.
+    fn says(&self, sentence: &Sentence) -> bool {
+        sentence
+            .as_ref()
+            .is_some_and(|sentence| sentence.is_match(self.message.trim()))
     }
 
     /// Says the failure in words that help: what it means and what mends it, then the upstream's own.
@@ -286,7 +304,9 @@ impl Told {
         }
         cut(&mut message, LONGEST_MESSAGE);
         let context_length = if class == Class::ContextOverflow {
-            self.n_ctx.or_else(|| named_context(&self.message))
+            self.n_ctx
+                .filter(|_| self.kind == "exceed_context_size_error")
+                .or_else(|| named_context(&self.message))
         } else {
             None
         };
@@ -300,7 +320,7 @@ impl Told {
             retry_after: self.estimated,
             param: param.map(|mut param| {
                 cut(&mut param, 128);
-                param
+                param.into()
             }),
             context_length,
             ..Fault::new(class, message)
@@ -313,16 +333,16 @@ fn by_status(status: u16, told: &Told, origin: Origin) -> Class {
     let endpoint = origin.kind == UpstreamKind::InferenceEndpoint;
     match status {
         300..=399 | 405 | 407 => Class::Misconfigured,
-        400 if endpoint && words.contains("invalid state") => Class::Paused,
+        400 if endpoint && told.says(&PAUSED) => Class::Paused,
         401 => Class::AuthFailed,
         402 => Class::QuotaExhausted,
         403 if moderated(&words) => Class::ContentFilter,
-        403 if not_served(&words) => Class::NotServed,
-        403 if out_of_credit(&words) => Class::QuotaExhausted,
+        403 if not_served(told) => Class::NotServed,
+        403 if spent(told) || out_of_credit(&words) => Class::QuotaExhausted,
         403 => Class::AuthFailed,
         404 | 410 => Class::NotServed,
         408 | 504 | 522 | 524 => Class::Timeout,
-        429 if spent(&words) => Class::QuotaExhausted,
+        429 if spent(told) => Class::QuotaExhausted,
         429 => origin.full(),
         409 | 424 | 425 => Class::ServerError,
         413 if words.contains("tokens per minute") => Class::ContextOverflow,
@@ -338,16 +358,16 @@ fn by_status(status: u16, told: &Told, origin: Origin) -> Class {
 
 /// The class of a request that the upstream would not take.
 fn request_fault(told: &Told, words: &str) -> Class {
-    if overflows(told, words) {
-        Class::ContextOverflow
-    } else if not_served(words) {
+    if not_served(told) {
         Class::NotServed
+    } else if spent(told) {
+        Class::QuotaExhausted
+    } else if overflows(told, words) {
+        Class::ContextOverflow
     } else if failed_tool_call(told, words) {
         Class::ToolCall
     } else if moderated(words) {
         Class::ContentFilter
-    } else if spent(words) {
-        Class::QuotaExhausted
     } else {
         Class::BadRequest
     }
@@ -370,7 +390,7 @@ fn by_code(told: &Told, origin: Origin) -> Class {
         Class::BadRequest => {}
         told => return told,
     }
-    if words.contains("model is overloaded") || words.contains("rate limit") {
+    if told.says(&FULL) {
         return origin.full();
     }
     // Of TGI's numbers none says anything: its chat labels every failure 422.
@@ -390,50 +410,80 @@ fn any(words: &str, of: &[&str]) -> bool {
     of.iter().any(|word| words.contains(word))
 }
 
-fn not_served(words: &str) -> bool {
-    any(
-        words,
-        &[
-            "not supported by any provider",
-            "model_not_supported",
-            "model_not_found",
-            "model_not_available",
-            "not supported by provider",
-        ],
-    ) || (words.contains("model") && any(words, &["does not exist", "not found"]))
+/// A sentence, or none where its pattern is wrong, which a test rules out.
+type Sentence = LazyLock<Option<Regex>>;
+
+/// A sentence from the first word of a message to its last, in any case.
+fn sentence(pattern: &str) -> Option<Regex> {
+    Regex::new(&format!(r"(?i)\A(?:{pattern})[.!]?\z")).ok()
 }
 
-/// Words of a 403 that speaks of money.
+static UNSERVED: Sentence = LazyLock::new(|| {
+    let name = r"[`'\x22]?[a-z0-9_.:@/-]{1,200}[`'\x22]?";
+    sentence(&format!(
+        "(?:(?:the )?(?:requested )?model {name} (?:is )?)?not supported by \
+         (?:any provider(?: you have enabled)?|provider {name})\
+         |(?:the )?model:? {name} (?:does not exist|(?:was |is )?not found)\
+         (?:,? or you do not have access to it)?"
+    ))
+});
+
+static SPENT: Sentence = LazyLock::new(|| {
+    sentence(
+        "you have (?:exceeded|depleted) your monthly included credits(?: for inference providers)?\
+         (?:\\. (?:subscribe|purchase|upgrade|please)[a-z0-9 ,.-]{0,200})?\
+         |(?:your )?credit balance is too low(?: to access the (?:[a-z]+ )?api)?\
+         (?:\\. please go to [a-z &]{1,60} to upgrade or purchase credits)?\
+         |you exceeded your current quota(?:, please check your plan and billing details)?\
+         |insufficient (?:credits|balance|quota|funds)",
+    )
+});
+
+static PAUSED: Sentence =
+    LazyLock::new(|| sentence("(?:[0-9]{3} )?(?:bad request:? )?invalid state"));
+
+static FULL: Sentence = LazyLock::new(|| {
+    sentence(
+        "(?:the )?model is (?:currently )?overloaded(?:[.,;] (?:please )?(?:try|retry)[a-z ]{0,60})?\
+         |rate limit (?:is )?(?:exceeded|reached)(?:[.,;:] [a-z0-9 ,.-]{0,200})?",
+    )
+});
+
+fn not_served(told: &Told) -> bool {
+    told.is_coded(&[
+        "model_not_supported",
+        "model_not_found",
+        "model_not_available",
+    ]) || told.says(&UNSERVED)
+}
+
+/// Words of a 403 that speaks of money. Without them it would speak of the credential, which shuts as much.
 fn out_of_credit(words: &str) -> bool {
-    spent(words)
-        || any(
-            words,
-            &[
-                "credit",
-                "spend",
-                "billing",
-                "balance",
-                "payment",
-                "budget",
-                "quota",
-                "monthly limit",
-                "usage limit",
-            ],
-        )
-}
-
-/// Words that mean money whatever the status.
-fn spent(words: &str) -> bool {
     any(
         words,
         &[
-            "insufficient_quota",
-            "exceeded your monthly included credits",
-            "credit balance is too low",
-            "insufficient credits",
-            "insufficient balance",
+            "credit",
+            "spend",
+            "billing",
+            "balance",
+            "payment",
+            "budget",
+            "quota",
+            "monthly limit",
+            "usage limit",
         ],
     )
+}
+
+/// Whether it speaks of money, whatever the status.
+fn spent(told: &Told) -> bool {
+    told.is_coded(&[
+        "insufficient_quota",
+        "insufficient_credits",
+        "insufficient_balance",
+        "billing_error",
+        "billing_hard_limit_reached",
+    ]) || told.says(&SPENT)
 }
 
 fn moderated(words: &str) -> bool {
@@ -487,20 +537,21 @@ fn overflows(told: &Told, words: &str) -> bool {
         )
 }
 
-/// The context that a message names, in tokens.
+/// The context that a message names, in tokens: only of a message that begins with the sentence of an engine,
+/// so that nobody's text stands before the number.
 fn named_context(message: &str) -> Option<u32> {
     static NUMBERS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
         [
-            r"(?i)(?:context|model) (?:length|size|window)[^0-9.;]{0,24}([0-9][0-9,_]*)",
-            r"(?i)max_model_len\W{0,4}([0-9]+)",
-            r"`max_new_tokens` must be <= ([0-9]+)",
+            r"(?i)\A(?:this|the) model's maximum context (?:length|size) is ([0-9][0-9,_]*) tokens",
+            r"(?i)\Athe (?:decoder prompt|input|prompt)(?: \((?:length )?[0-9]+(?: tokens)?\))? is longer than the (?:maximum model length of|model's context (?:length|size|window)) \(?([0-9][0-9,_]*)",
+            r"\A(?:Input validation error: )?`inputs` tokens \+ `max_new_tokens` must be <= ([0-9]+)",
         ]
         .iter()
         .filter_map(|pattern| Regex::new(pattern).ok())
         .collect()
     });
     NUMBERS.iter().find_map(|pattern| {
-        let number = pattern.captures(message)?.get(1)?.as_str();
+        let number = pattern.captures(message.trim_start())?.get(1)?.as_str();
         let digits: String = number.chars().filter(char::is_ascii_digit).collect();
         digits.parse().ok().filter(|&tokens| tokens > 0)
     })

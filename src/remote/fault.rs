@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::generation::Usage;
+
 /// What sort of failure it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
@@ -107,22 +109,26 @@ pub struct Fault {
     /// The upstream's status, if it gave one.
     pub status: Option<u16>,
     /// In words, redacted and cut: for logs, and for callers where the class allows.
-    pub message: String,
+    pub message: Box<str>,
     /// When the upstream wants to be asked again.
     pub retry_after: Option<Duration>,
     /// The field that the upstream names as wrong.
-    pub param: Option<String>,
+    pub param: Option<Box<str>>,
     /// A limit that the upstream names: its context in tokens.
     pub context_length: Option<u32>,
     /// Who ran the model, if the upstream said so.
     pub provider: Option<String>,
     /// The upstream's own name for the request.
     pub upstream_request_id: Option<String>,
+    /// Whether it is certain that no byte of the body was handed to a connection, so that it can have cost nothing.
+    pub unsent: bool,
+    /// What a whole answer has used that is a failure all the same: it is billed.
+    pub usage: Option<Box<Usage>>,
 }
 
 impl Fault {
     /// A failure of this class and nothing else known.
-    pub fn new(class: Class, message: impl Into<String>) -> Self {
+    pub fn new(class: Class, message: impl Into<Box<str>>) -> Self {
         Self {
             class,
             status: None,
@@ -132,6 +138,16 @@ impl Fault {
             context_length: None,
             provider: None,
             upstream_request_id: None,
+            unsent: false,
+            usage: None,
+        }
+    }
+
+    /// The same for a request that never left.
+    pub fn unsent(class: Class, message: impl Into<Box<str>>) -> Self {
+        Self {
+            unsent: true,
+            ..Self::new(class, message)
         }
     }
 }

@@ -21,7 +21,6 @@ mod errors;
 mod facts;
 mod fault;
 mod fetch;
-mod hints;
 mod latency;
 mod parking;
 mod retry;
@@ -30,7 +29,7 @@ mod translate;
 mod upstreams;
 
 pub use adaptive::Adaptive;
-pub use attempt::{Decoder, Reply, Reporter, Timing, start};
+pub use attempt::{Check, Checked, Decoder, Late, Reply, Reporter, Timing, start};
 pub use board::{
     Board, EndpointState, Expected, NotNow, Outcome, Saved, TargetState, TargetStatus, Ticket,
 };
@@ -47,7 +46,6 @@ pub use errors::{Origin, classify, in_stream, is_error};
 pub use facts::TargetFacts;
 pub use fault::{Class, Fault};
 pub use fetch::{Fetch, Fetched, Plane, Question};
-pub use hints::retry_after;
 pub use latency::Latency;
 pub use parking::Parking;
 pub use retry::{Link, Loop, Step, Terms, Tried, caller_error, whole_seconds};

@@ -34,6 +34,8 @@ pub struct Link {
     pub least_left: Duration,
     /// Classes of faults upon which it is taken, by their names; empty means any.
     pub on: BTreeSet<String>,
+    /// The variable that holds its credential, as the settings name it.
+    pub token_env: Option<Arc<str>>,
 }
 
 /// What one request allows.
@@ -98,6 +100,7 @@ pub struct Loop {
     tried: Vec<Tried>,
     waits: u32,
     dropped: bool,
+    local_can: bool,
 }
 
 impl Loop {
@@ -120,6 +123,43 @@ impl Loop {
             tried: Vec::new(),
             waits: 0,
             dropped: false,
+            local_can: false,
+        }
+    }
+
+    /// The same where this machine can answer once nobody else does: then nothing is waited for.
+    pub fn where_local_can(mut self, local_can: bool) -> Self {
+        self.local_can = local_can;
+        self
+    }
+
+    /// The first attempt, too, needs its time: what to do instead where too little of it is left for the current
+    /// target; none where it may begin.
+    pub fn too_late(&mut self, now: Instant, deadline: Instant, rand: f64) -> Option<Step> {
+        let left = deadline.saturating_duration_since(now);
+        if self.chain[self.current].least_left <= left {
+            return None;
+        }
+        let why = Fault::unsent(Class::Deadline, "too little time is left for an answer");
+        Some(self.passed_over(why, now, deadline, rand))
+    }
+
+    /// The board says when the target at this place may be asked again: what the caller is told of it, where the
+    /// upstream itself named no time, or named a shorter one.
+    pub fn told(&mut self, index: usize, retry_after: Duration) {
+        let Some(target) = self.chain.get(index).map(|link| &link.target) else {
+            return;
+        };
+        let there = |tried: &&mut Tried| {
+            is_load(tried.fault.class)
+                && self
+                    .chain
+                    .get(tried.index)
+                    .is_some_and(|link| link.target == *target)
+        };
+        for tried in self.tried.iter_mut().filter(there) {
+            let longer = tried.fault.retry_after.unwrap_or_default().max(retry_after);
+            tried.fault.retry_after = Some(longer);
         }
     }
 
@@ -225,7 +265,13 @@ impl Loop {
             let loads = self.tried.iter().filter(|tried| is_load(tried.fault.class));
             told.retry_after = loads.filter_map(|tried| tried.fault.retry_after).min();
         }
-        caller_error(&told, &link.upstream)
+        match (&link.token_env, told.class) {
+            (Some(variable), Class::AuthFailed) => Error::generation(format!(
+                "upstream `{}` refuses its credential; check the token in `{variable}`, and its permissions",
+                link.upstream
+            )),
+            _ => caller_error(&told, &link.upstream),
+        }
     }
 
     fn push(&mut self, fault: Fault, sent: bool, now: Instant) {
@@ -304,7 +350,7 @@ impl Loop {
 
     fn without(&mut self, left: Duration, spend: &mut dyn FnMut(&str) -> bool) -> Option<Step> {
         let fault = self.last()?;
-        let param = fault.param.clone()?;
+        let param = String::from(fault.param.clone()?);
         let unknown = !self.dropped
             && self.terms.may_drop.contains(&param)
             && says_unknown(&fault.message)
@@ -338,8 +384,17 @@ impl Loop {
         (0..self.chain.len())
             .filter(|index| self.may_hop(*index, fault))
             .filter(|index| self.has_room(*index, Duration::ZERO, left))
-            .find(|index| spend(&self.chain[*index].upstream))
+            .find(|index| self.pays(*index, spend))
             .map(|index| Step::Hop { index })
+    }
+
+    /// A hop is charged to the upstream that failed. Where the next one was not asked yet, it is taken whether or
+    /// not that can pay: a first attempt adds nothing to the load of whoever failed.
+    fn pays(&self, index: usize, spend: &mut dyn FnMut(&str) -> bool) -> bool {
+        let to = &self.chain[index].upstream;
+        let asked = |tried: &Tried| tried.sent && self.chain[tried.index].upstream == *to;
+        let paid = spend(&self.chain[self.current].upstream);
+        paid || !self.tried.iter().any(asked)
     }
 
     fn may_hop(&self, index: usize, fault: &Fault) -> bool {
@@ -385,6 +440,9 @@ impl Loop {
         rand: f64,
     ) -> Option<Step> {
         let last = self.tried.last()?;
+        if self.local_can {
+            return None;
+        }
         if last.fault.class == Class::ColdStart {
             let eta = last.fault.retry_after.unwrap_or(LOOK_AGAIN);
             let time = eta.min(LOOK_AGAIN);
@@ -529,9 +587,7 @@ pub fn caller_error(fault: &Fault, upstream: &str) -> Error {
             ),
             None => format!("prompt and answer do not fit the context at upstream `{upstream}`"),
         }),
-        Class::ContentFilter => Error::invalid(format!(
-            "the content filter of upstream `{upstream}` refuses the request"
-        )),
+        Class::ContentFilter => failed("does not say it: upstream content filter"),
         Class::Timeout => failed("did not answer in time"),
         Class::ServerError => failed("failed"),
         Class::Transport => failed("cannot be reached"),
@@ -579,6 +635,7 @@ mod tests {
             context_length: Some(8192),
             least_left: 2 * S,
             on: BTreeSet::new(),
+            token_env: None,
         }
     }
 
@@ -742,7 +799,7 @@ mod tests {
         assert_eq!(after(&mut run, Class::ToolCall), Step::GiveUp);
 
         let unknown = Fault {
-            param: Some("min_p".to_owned()),
+            param: Some("min_p".into()),
             ..Fault::new(Class::BadRequest, "Unsupported parameter: min_p")
         };
         let mut strict = looped(vec![small.clone(), link("b", 1)]);
@@ -775,15 +832,66 @@ mod tests {
         let now = Instant::now();
         let fault = || Fault::new(Class::Transport, "reset");
         let mut run = looped(vec![link("a", 0), link("b", 1)]);
+        let step = run.next(fault(), now, now + S, &mut |_| true, 0.5);
+        assert_eq!(step, Step::GiveUp);
+        let a = link("a", 0);
+        let mut run = looped(vec![a.clone(), sibling("b", &a)]);
         let step = run.next(fault(), now, now + 60 * S, &mut |_| false, 0.5);
         assert_eq!(step, Step::GiveUp);
         let mut run = looped(vec![link("a", 0), link("b", 1)]);
-        let step = run.next(fault(), now, now + S, &mut |_| true, 0.5);
-        assert_eq!(step, Step::GiveUp);
-        let mut run = looped(vec![link("a", 0), link("b", 1)]);
-        let mut second_only = |upstream: &str| upstream == "up-b";
-        let step = run.next(fault(), now, now + 60 * S, &mut second_only, 0.5);
-        assert_eq!(step, Step::Hop { index: 1 });
+        assert!(run.too_late(now, now + 2 * S, 0.5).is_none());
+        assert_eq!(run.too_late(now, now + S, 0.5), Some(Step::GiveUp));
+        assert_eq!(run.error().kind, ErrorKind::DeadlineExceeded);
+        let mut quick = link("b", 1);
+        quick.least_left = S / 2;
+        let mut run = looped(vec![link("a", 0), quick]);
+        let step = run.too_late(now, now + S, 0.5);
+        assert_eq!(step, Some(Step::Hop { index: 1 }));
+        assert_eq!(run.attempts(), 0);
+    }
+
+    #[test]
+    fn a_hop_is_charged_once_to_whoever_failed_and_taken_even_if_that_cannot_pay() {
+        let now = Instant::now();
+        let mut run = looped(vec![link("a", 0), link("b", 1), link("c", 2)]);
+        let mut charged = Vec::new();
+        let mut spend = |upstream: &str| {
+            charged.push(upstream.to_owned());
+            false
+        };
+        let mut next = |run: &mut Loop, class| {
+            run.next(Fault::new(class, ""), now, now + 60 * S, &mut spend, 0.5)
+        };
+        assert_eq!(next(&mut run, Class::Timeout), Step::Hop { index: 1 });
+        assert_eq!(next(&mut run, Class::Timeout), Step::Hop { index: 2 });
+        assert_eq!(charged, ["up-a", "up-b"]);
+    }
+
+    #[test]
+    fn nothing_is_waited_for_where_this_machine_can_answer() {
+        for class in [Class::ColdStart, Class::RateLimited] {
+            let mut run = looped(vec![link("a", 0)]);
+            let step = after_fault(&mut run, hinted(class, 2 * S));
+            assert!(matches!(step, Step::Wait { .. }), "{class:?}");
+            let mut run = looped(vec![link("a", 0)]).where_local_can(true);
+            assert_eq!(after_fault(&mut run, hinted(class, 2 * S)), Step::GiveUp);
+        }
+    }
+
+    #[test]
+    fn the_boards_time_and_the_variables_name_are_told() {
+        let mut run = looped(vec![link("a", 0)]);
+        assert_eq!(after(&mut run, Class::RateLimited), Step::GiveUp);
+        run.told(0, 5 * S);
+        let retry_after = 5 * S;
+        assert_eq!(run.error().kind, ErrorKind::Overloaded { retry_after });
+        run.told(0, S);
+        assert_eq!(run.error().kind, ErrorKind::Overloaded { retry_after });
+        let mut named = link("a", 0);
+        named.token_env = Some("THE_TOKEN".into());
+        let mut run = looped(vec![named]);
+        after(&mut run, Class::AuthFailed);
+        assert!(run.error().message.contains("`THE_TOKEN`"));
     }
 
     #[test]
@@ -871,7 +979,7 @@ mod tests {
                 | Class::Overloaded
                 | Class::ColdStart
                 | Class::LocalPressure => ErrorKind::Overloaded { retry_after: 3 * S },
-                Class::BadRequest | Class::ContentFilter => ErrorKind::Invalid,
+                Class::BadRequest => ErrorKind::Invalid,
                 Class::ContextOverflow => ErrorKind::TooLong,
                 Class::MidStream => ErrorKind::Incomplete,
                 Class::Deadline => ErrorKind::DeadlineExceeded,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::Method;
 use url::Url;
 
-use super::attempt::{self, Decoder, Reply, Reporter, Timing};
+use super::attempt::{self, Check, Checked, Decoder, Reply, Reporter, Timing};
 use super::board::{Board, Outcome, Saved, Ticket};
 use super::catalog::{Catalogue, Facts, Shape};
 use super::client::{Call, Client, ClientError};
@@ -163,8 +163,25 @@ impl Remote {
         ticket: Ticket,
         deadline: Instant,
     ) -> Result<Reply, Fault> {
+        self.start_checked(facts, passport, outgoing, ticket, deadline, None)
+            .await
+    }
+
+    /// The same, with the whole answer held against what was asked for before the ticket hears of it. What
+    /// `check` finds wrong is a fault of [`Class::SchemaViolation`] that holds what the answer has used.
+    ///
+    /// Errors: the attempt failed before its answer began.
+    pub async fn start_checked(
+        &self,
+        facts: &Facts,
+        passport: Passport,
+        outgoing: Outgoing,
+        ticket: Ticket,
+        deadline: Instant,
+        check: Option<Check>,
+    ) -> Result<Reply, Fault> {
         let inner = &*self.0;
-        let missing = || Fault::new(Class::Misconfigured, "the upstream is not configured");
+        let missing = || Fault::unsent(Class::Misconfigured, "the upstream is not configured");
         let name = Arc::clone(&passport.destination().upstream);
         let client = inner.clients.get(&name).ok_or_else(missing)?;
         let upstream = self.upstream(&name).ok_or_else(missing)?;
@@ -215,6 +232,9 @@ impl Remote {
             ticket,
             catalogue: inner.catalogue.clone(),
             target: self.target(&facts.target.name).cloned(),
+            needed: outgoing
+                .prompt_tokens
+                .saturating_add(outgoing.max_output_tokens),
         };
         attempt::start(
             client,
@@ -222,7 +242,7 @@ impl Remote {
             call,
             origin,
             timing,
-            outgoing.incoming.from(origin),
+            Checked::new(outgoing.incoming.from(origin), check),
             reported,
         )
         .await
@@ -270,7 +290,7 @@ impl Remote {
                 let (host, loopback) = host_of(&control.base_url);
                 Some(Destination {
                     host,
-                    loopback,
+                    loopback: loopback && upstream.proxy.is_none(),
                     ..whole(upstream)
                 })
             }
@@ -312,8 +332,13 @@ fn whole(upstream: &UpstreamConfig) -> Destination {
         target: Arc::clone(&upstream.name),
         upstream: Arc::clone(&upstream.name),
         host,
-        loopback,
-        dedicated: upstream.billing == Billing::Own && upstream.kind != UpstreamKind::HfRouter,
+        // Through a proxy, text leaves this machine wherever it goes in the end.
+        loopback: loopback && upstream.proxy.is_none(),
+        dedicated: upstream.billing == Billing::Own
+            && !matches!(
+                upstream.kind,
+                UpstreamKind::HfRouter | UpstreamKind::Replicate
+            ),
         provider: upstream.provider.clone(),
         model: "".into(),
     }
@@ -354,6 +379,14 @@ impl Decoder for Incoming {
     fn is_done(&self) -> bool {
         Self::is_done(self)
     }
+
+    fn has_ended(&self) -> bool {
+        Self::has_ended(self)
+    }
+
+    fn late_degraded(&self) -> &[&'static str] {
+        Self::late_degraded(self)
+    }
 }
 
 /// Tells the board and the catalogue how an attempt went.
@@ -361,6 +394,8 @@ struct Reported {
     ticket: Ticket,
     catalogue: Catalogue,
     target: Option<TargetConfig>,
+    /// Tokens of prompt and answer, at most.
+    needed: u32,
 }
 
 impl Reporter for Reported {
@@ -378,12 +413,16 @@ impl Reporter for Reported {
                 let counted = usage.source == UsageSource::Reported;
                 Outcome::Answered {
                     output_tokens: usage.output_tokens,
-                    used_tokens: counted.then(|| usage.input_tokens + usage.output_tokens),
+                    used_tokens: counted
+                        .then(|| usage.input_tokens.saturating_add(usage.output_tokens)),
                 }
             }
             Err(fault) => {
-                if let (Some(target), Some(length)) = (&self.target, fault.context_length) {
-                    self.catalogue.learn_context(target, length);
+                // A limit that the request keeps to is not why it was refused.
+                let limit = fault.context_length.filter(|limit| *limit < self.needed);
+                if let (Some(target), Some(limit)) = (&self.target, limit) {
+                    self.catalogue
+                        .learn_context(target, limit, SystemTime::now());
                 }
                 Outcome::failed(fault)
             }

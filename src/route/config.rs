@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::policies::Policies;
 use crate::generation::Policy;
 
 /// One step of a model's chain of targets.
@@ -76,16 +77,14 @@ pub struct Rule {
     pub then: Then,
 }
 
-/// Which request goes elsewhere when this machine has too much to do.
+/// What becomes of an answer that breaks off after the caller has seen some of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OverflowPick {
-    /// The one that came last.
+pub enum MidStream {
+    /// The caller is told.
     #[default]
-    Newcomer,
-    /// The waiting one that would cost least elsewhere.
-    CheapestRemote,
-    /// The one that has waited longest.
-    LongestWait,
+    Error,
+    /// It goes on elsewhere where that is exact: plain text, by the same weights.
+    Continue,
 }
 
 /// All of it.
@@ -93,10 +92,8 @@ pub enum OverflowPick {
 pub struct Config {
     /// Who should answer when nobody says otherwise.
     pub policy: Policy,
-    /// By the key's name: who should answer its requests.
-    pub key_policies: BTreeMap<String, Policy>,
-    /// Keys whose callers may move the policy to the right, too.
-    pub may_widen: BTreeSet<String>,
+    /// Both as last read: keys may be read again while the server runs.
+    pub policies: Policies,
     /// Time to the first token that this machine should keep.
     pub slo_ttft: Duration,
     /// Share of the time left that an answer made here may take.
@@ -113,8 +110,8 @@ pub struct Config {
     pub saturated_queue: usize,
     /// Share of the KV cache above which stale numbers mean overload.
     pub saturated_kv: f64,
-    /// Which request goes.
-    pub overflow_pick: OverflowPick,
+    /// What becomes of an answer that breaks off.
+    pub mid_stream: MidStream,
     /// How often waiting requests are looked at again.
     pub reconsider: Duration,
     /// How long a conversation stays where it was.
@@ -135,8 +132,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             policy: Policy::PreferLocal,
-            key_policies: BTreeMap::new(),
-            may_widen: BTreeSet::new(),
+            policies: Policies::default(),
             slo_ttft: Duration::from_secs(10),
             deadline_share: 0.9,
             remote_gain: 0.8,
@@ -145,7 +141,7 @@ impl Default for Config {
             stale_after: Duration::from_secs(1),
             saturated_queue: 5,
             saturated_kv: 0.8,
-            overflow_pick: OverflowPick::Newcomer,
+            mid_stream: MidStream::Error,
             reconsider: Duration::from_millis(250),
             sticky: Duration::from_secs(600),
             models: BTreeMap::new(),

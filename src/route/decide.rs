@@ -664,11 +664,23 @@ impl Case<'_> {
             // A request that a rule pins to one target is never handed to another.
             return Ok(vec![wish]);
         }
+        // A conversation begins where its caches are, whatever sends it elsewhere.
+        let warm = |reason: Reason| {
+            let place = self.need.sticky.as_ref();
+            let mut wish = Wish::of(reason);
+            wish.target = place
+                .and_then(|place| place.target.clone())
+                .filter(|target| {
+                    let mut known = self.targets.iter().filter(|view| view.target == *target);
+                    known.any(|view| self.obstacle(view).is_none())
+                });
+            wish
+        };
         if self.policy == Policy::RemoteOnly {
-            return Ok(vec![Wish::of(Reason::PolicyRemote)]);
+            return Ok(vec![warm(Reason::PolicyRemote)]);
         }
         if let Some(cannot) = self.local.cannot() {
-            return Ok(vec![Wish::of(cannot)]);
+            return Ok(vec![warm(cannot)]);
         }
         match &self.need.sticky {
             Some(place) if place.side == Side::Local => {

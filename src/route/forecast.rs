@@ -194,22 +194,6 @@ pub fn forecast(view: &EngineView, newcomer: &Newcomer, ratio: f64) -> Option<Fo
     })
 }
 
-/// Milliseconds until the first token of each waiting sequence, in the line's order.
-///
-/// None when the engine's steps are not known or the line is too long to be played forward.
-pub fn forecast_waiting(view: &EngineView, ratio: f64) -> Option<Vec<u64>> {
-    let times = view.times.as_ref()?;
-    if view.running.len() + view.waiting.len() > MAX_SIMULATED {
-        return None;
-    }
-    let Some(last) = view.waiting.len().checked_sub(1) else {
-        return Some(Vec::new());
-    };
-    let mut line = Line::new(view, times, ratio);
-    line.play(last);
-    Some(line.seen.iter().map(|seen| to_ms(seen.first)).collect())
-}
-
 fn to_ms(seconds: f64) -> u64 {
     (seconds.max(0.0) * 1000.0).round() as u64
 }

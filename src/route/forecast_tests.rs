@@ -188,7 +188,6 @@ fn nothing_is_forecast_from_nothing() {
     let mut blind = view(Vec::new(), vec![fresh(10, 10)]);
     blind.times = None;
     assert_eq!(forecast(&blind, &newcomer(10, 10), 0.5), None);
-    assert_eq!(forecast_waiting(&blind, 0.5), None);
 }
 
 #[test]
@@ -298,12 +297,5 @@ proptest! {
         longer.waiting.push(fresh(more.0, more.1));
         let after = forecast(&longer, &asks, ratio).expect("known");
         prop_assert!(after.ttft_ms >= before.ttft_ms, "{before:?} {after:?}");
-    }
-
-    #[test]
-    fn those_who_wait_start_in_turn(view in any_view(), ratio in 0.05..1.0f64) {
-        let firsts = forecast_waiting(&view, ratio).expect("known");
-        prop_assert_eq!(firsts.len(), view.waiting.len());
-        prop_assert!(firsts.is_sorted(), "{:?}", firsts);
     }
 }

@@ -11,12 +11,12 @@ mod features;
 mod forecast;
 mod hardness;
 mod hysteresis;
-mod overflow;
+mod policies;
 mod record;
 mod rules;
 mod sticky;
 
-pub use config::{Config, Hop, ModelRoute, OverflowPick, Rule, Then, When};
+pub use config::{Config, Hop, MidStream, ModelRoute, Rule, Then, When};
 pub use decide::{
     BlockedBy, Decision, Excluded, Expected, Forecast, Hardness, LocalView, Need, Outcome,
     PlannedHop, Refusal, RefusalKind, TargetState, TargetView, Terms, Why, decide, stays,
@@ -24,11 +24,10 @@ pub use decide::{
 pub use features::{Arrival, FEATURE_NAMES, Features, application};
 pub use forecast::{
     BUCKETS, EngineView, Newcomer, OutputHistory, StepTimes, Work, expected_tokens, forecast,
-    forecast_waiting,
 };
 pub use hardness::{Calibration, CalibrationError, Fit};
 pub use hysteresis::Hysteresis;
-pub use overflow::{WaitingView, reconsider};
+pub use policies::Policies;
 pub use record::{About, Aftermath, AttemptNote, DecisionLog, LogThread, Record, replay};
 pub use rules::{RuleHit, Sight, first_hit};
 pub use sticky::{Place, SessionKey, Sessions};

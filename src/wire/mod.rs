@@ -7,3 +7,4 @@ pub mod openai;
 pub mod platforms;
 pub mod responses;
 pub mod tgi;
+pub mod upstreams;

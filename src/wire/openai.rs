@@ -13,6 +13,8 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{Array, Object, OneOf, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::upstreams::RouteDetails;
+
 /// Body of `POST /v1/chat/completions`.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct ChatRequest {
@@ -317,6 +319,10 @@ pub struct ChatCompletion {
     pub choices: Vec<ChatChoice>,
     /// Tokens used.
     pub usage: Usage,
+    /// How it came about, where the caller asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub route: Option<RouteDetails>,
 }
 
 /// One answer.
@@ -609,6 +615,10 @@ pub struct Completion {
     pub choices: Vec<CompletionChoice>,
     /// Tokens used, in all.
     pub usage: Usage,
+    /// How it came about, where the caller asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub route: Option<RouteDetails>,
 }
 
 /// One answer, or what a chunk adds to it.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 use utoipa::ToSchema;
 
 use super::openai::Content;
+use super::upstreams::RouteDetails;
 
 /// Body of `POST /v1/responses`.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
@@ -194,6 +195,10 @@ pub struct ResponsesResponse {
     pub usage: Option<ResponsesUsage>,
     /// As asked.
     pub metadata: Map<String, Json>,
+    /// How it came about, where the caller asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub route: Option<RouteDetails>,
 }
 
 /// Why an answer is incomplete.

@@ -5,6 +5,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::upstreams::RouteDetails;
+
 /// Body of `POST /generate` and `POST /generate_stream`.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct GenerateRequest {
@@ -193,6 +195,10 @@ pub struct Details {
     /// The best tokens at each place.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub top_tokens: Vec<Vec<Token>>,
+    /// How it came about, where the caller asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub route: Option<RouteDetails>,
 }
 
 /// An answer that lost.

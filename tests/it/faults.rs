@@ -113,6 +113,7 @@ impl Setup {
             top_n: 0,
             prompt_logprobs: false,
             tenant: Tenant::anonymous(),
+            begun: Arc::default(),
             output,
         })
     }

@@ -33,6 +33,7 @@ use crate::wire::tgi::{
     self, ChatTokenizeResponse, CompatGenerateRequest, ErrorResponse, GenerateRequest,
     GenerateResponse, ModelInfo, ModelsInfo, SimpleToken, StreamResponse,
 };
+use crate::wire::upstreams::UpstreamsHealth;
 
 const TGI: &str = "Text Generation Inference";
 const OPENAI: &str = "OpenAI";
@@ -244,6 +245,11 @@ fn operator_routes() -> Vec<Operation> {
         )
         .fails(Family::Native, &["503"]),
         health("/health/live", "live", "Whether the process answers"),
+        Operation::get("/health/upstreams", "upstreams_health")
+            .says(TGI, "Where every upstream's targets stand")
+            .gives(Answer::new("Every target").json::<UpstreamsHealth>())
+            .fails(Family::Native, &["401"])
+            .keyed(),
         health("/ping", "ping", "Health check method of SageMaker").fails(Family::Native, &["503"]),
         Operation::get("/info", "get_model_info")
             .says(TGI, "Text Generation Inference endpoint info")

@@ -24,6 +24,16 @@ const EVENTS: &str = "text/event-stream";
 /// Headers of answers, by name: whether a number, and what it says.
 const HEADERS: &[(&str, Type, &str)] = &[
     (
+        "ratelimit",
+        Type::String,
+        "Of the key: requests left, and seconds until there are more, as draft 9 of the IETF's field has it",
+    ),
+    (
+        "ratelimit-policy",
+        Type::String,
+        "Of the key: requests a window, and its seconds",
+    ),
+    (
         "retry-after",
         Type::Integer,
         "Seconds after which another try may help",
@@ -378,7 +388,7 @@ fn failure(status: &str) -> (&'static str, &'static [&'static str]) {
         "424" => ("Generation Error", &[]),
         "429" => (
             "Model is overloaded, or a limit of the key is reached",
-            &["retry-after"],
+            &["ratelimit", "ratelimit-policy", "retry-after"],
         ),
         "503" => ("Text generation inference is down", &[]),
         "504" => (

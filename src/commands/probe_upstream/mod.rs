@@ -1,7 +1,8 @@
 //! `sconce probe-upstream`: asks targets what they can do, by requests of our own, and keeps what was found.
 //!
-//! It says first what leaves, where to and what it costs at worst, and sends nothing before somebody agrees.
-//! No caller's text is among it.
+//! It says first what leaves, where to and what it costs at worst, and sends nothing before somebody agrees: once
+//! to questions without a text, which show what a target is and costs, then to the requests themselves. No caller's
+//! text is among it.
 
 mod plan;
 mod read;
@@ -68,9 +69,23 @@ async fn probe_named(
     let way = Way::open(settings, remote, upstream)?;
     let catalogue = Catalogue::open(remote);
     let mut output = io::stdout().lock();
+    let mut stdin = io::stdin().lock();
+    let at_terminal = stdin.is_terminal();
+    let mut terminal = Terminal {
+        input: at_terminal.then_some(&mut stdin as &mut dyn BufRead),
+        output: &mut output,
+    };
+    introduce(terminal.output, upstream, way.host())?;
+    if !args.yes {
+        agree(&mut terminal)?;
+    }
     if let Err(fault) = catalogue.learn(&upstream.name, &way.fetch()).await {
         let why = fault.message;
-        writeln!(output, "{} tells nothing of itself: {why}", way.host())?;
+        writeln!(
+            terminal.output,
+            "{} tells nothing of itself: {why}",
+            way.host()
+        )?;
     }
     let (shape, now) = (Shape::default(), SystemTime::now());
     let subjects: Vec<_> = targets
@@ -83,13 +98,6 @@ async fn probe_named(
             })
         })
         .collect();
-    let mut stdin = io::stdin().lock();
-    let terminal = Terminal {
-        input: stdin
-            .is_terminal()
-            .then_some(&mut stdin as &mut dyn BufRead),
-        output: &mut output,
-    };
     let date = chrono::DateTime::<chrono::Utc>::from(now).format("%Y-%m-%d");
     let date = date.to_string();
     let send = |subject: Subject, probe| {
@@ -182,6 +190,26 @@ where
         )?;
     }
     Ok(())
+}
+
+/// Says what is asked before it is known what a probing costs.
+fn introduce(output: &mut dyn Write, upstream: &UpstreamConfig, host: &str) -> io::Result<()> {
+    let with = match upstream.token {
+        Some(_) => "with the upstream's token",
+        None => "without a token",
+    };
+    let wakes = match upstream.scales_to_zero {
+        true => {
+            "; what is sent after them wakes the endpoint if it sleeps, and its machine costs from then on"
+        }
+        false => "",
+    };
+    writeln!(
+        output,
+        "upstream `{}`: GET requests without any text to {host}, {with}, that ask what it serves and what that \
+         costs; they cost nothing{wakes}",
+        upstream.name,
+    )
 }
 
 fn announce(output: &mut dyn Write, subject: &Subject, plan: &Plan) -> io::Result<()> {

@@ -34,7 +34,6 @@ fn subject() -> Subject {
         allow_private: false,
         ca_file: None,
         proxy: None,
-        passthrough_extra: false,
     };
     let target = TargetConfig {
         name: "t".into(),

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use toml::Value;
 
 use crate::config::raw::RawConfig;
-use crate::config::{ConfigError, Machine, ModelSource, Settings, describe, read_grants};
+use crate::config::{ConfigError, Machine, ModelSource, Settings, describe, read_callers};
 use crate::egress::Level;
 use crate::generation::{Policy, Reason};
 use crate::remote::{self, Billing, Class, Price, ProviderChoice};
@@ -707,7 +707,9 @@ fn keys_grant_and_are_read_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("s.toml");
     std::fs::write(&path, &text).expect("a writable folder");
-    let grants = read_grants(&path).expect("sound");
+    let (keys, grants) = read_callers(&path).expect("sound");
+    assert_eq!(keys.len(), 1);
+    assert!(grants.known.contains("a"));
     assert_eq!(grants.keys["a"].level, Level::Allowlist);
     assert!(grants.keys["a"].providers.contains("together"));
     assert_eq!(grants.policies["a"], Policy::Cheapest);
@@ -718,8 +720,10 @@ fn keys_grant_and_are_read_again() {
     );
     let settings = sound(&text);
     assert_eq!(settings.egress.keys, grants.keys);
-    assert_eq!(settings.route.key_policies, grants.policies);
-    assert_eq!(settings.route.may_widen, grants.may_widen);
+    assert_eq!(settings.egress.known, grants.known);
+    let policies = &settings.route.policies;
+    assert_eq!(policies.policy_of(Some("a")), Some(Policy::Cheapest));
+    assert!(policies.may_widen(Some("a")));
     for (line, expected) in [
         ("egress = 'alowlist'", "key `a`: `egress` must be one of"),
         ("egress = 'allowlist'", "`providers` is missing or empty"),
@@ -734,7 +738,7 @@ fn keys_grant_and_are_read_again() {
     ] {
         assert!(fault(&format!("{key}{line}")).contains(expected), "{line}");
         std::fs::write(&path, format!("{key}{line}")).expect("a writable folder");
-        assert!(read_grants(&path).is_err(), "{line}");
+        assert!(read_callers(&path).is_err(), "{line}");
     }
 }
 

@@ -1,44 +1,79 @@
 //! What became of a request, told once: to the metrics, to what is learned of answers' lengths, to the audit
 //! log, and to the operator's log.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Hybrid;
 use super::case::{Case, Way};
 use crate::dispatch::{Inner, lifecycle};
 use crate::egress::Settled;
-use crate::generation::{Error, Finish, Request, Side, Timings};
+use crate::generation::{Error, Finish, Request, Side, Timings, Usage};
 use crate::remote::Fault;
 use crate::route::{About, Aftermath, AttemptNote, Decision, Record};
 use crate::telemetry::Failure;
 
-/// One attempt at an upstream, as records have it.
-pub(super) fn attempted(
-    way: &Way,
-    took: Duration,
-    first_token: Option<Duration>,
-    outcome: &Result<Box<Finish>, Fault>,
-    reply: (Option<String>, Option<String>),
-    cost_nusd: Option<u64>,
-) -> AttemptNote {
-    let fault = outcome.as_ref().err();
-    let usage = outcome.as_ref().ok().map(|finish| finish.usage);
-    let (provider, request_id) = reply;
-    tracing::debug!(target = %way.facts.target.name, took_ms = took.as_millis() as u64, "an attempt ended");
-    AttemptNote {
+/// The attempts of one request that have ended; those still under way write themselves in when they do.
+pub(super) type Attempts = Arc<Mutex<Vec<AttemptNote>>>;
+
+/// How an attempt ended.
+pub(super) struct Settlement<'a> {
+    pub(super) inner: &'a Inner,
+    pub(super) hybrid: &'a Hybrid,
+    pub(super) attempts: &'a Attempts,
+    pub(super) way: &'a Way,
+    pub(super) request_id: &'a str,
+    pub(super) ttft: Option<Duration>,
+    pub(super) provider: Option<String>,
+    pub(super) request_id_upstream: Option<String>,
+    pub(super) outcome: Result<&'a Finish, &'a Fault>,
+    pub(super) usage: Usage,
+    pub(super) cost_nusd: Option<u64>,
+}
+
+/// Tells the metrics, the record and the audit log how an attempt ended.
+pub(super) fn settle(settlement: Settlement<'_>) {
+    let Settlement {
+        inner,
+        hybrid,
+        attempts,
+        way,
+        request_id,
+        ttft,
+        provider,
+        request_id_upstream,
+        outcome,
+        usage,
+        cost_nusd,
+    } = settlement;
+    let fault = outcome.err();
+    let ended = fault.map_or("ok", |fault| fault.class.name());
+    inner
+        .metrics
+        .count_attempt(&way.destination.upstream, ended);
+    let bytes_in = outcome.map_or(0, |finish| finish.generated_text.len() as u64);
+    let settled = Settled {
+        status: ended.to_owned(),
+        bytes_in,
+        cost_nusd,
+    };
+    hybrid.gate.settled(request_id, &way.destination, settled);
+    let note = AttemptNote {
         target: way.facts.target.name.to_string(),
         provider: provider.or_else(|| fault.and_then(|fault| fault.provider.clone())),
         class: fault.map(|fault| fault.class.name().to_owned()),
         status: fault.and_then(|fault| fault.status),
-        ttft_ms: first_token.map(ms),
-        tokens_in: usage.map(|usage| usage.input_tokens),
-        tokens_out: usage.map(|usage| usage.output_tokens),
-        cached_in: usage.map(|usage| usage.cached_tokens),
+        ttft_ms: ttft.map(ms),
+        tokens_in: Some(usage.input_tokens),
+        tokens_out: Some(usage.output_tokens),
+        cached_in: Some(usage.cached_tokens),
         cost_nusd,
         cost_basis: Some(way.facts.basis.to_string()),
-        request_id_upstream: request_id
+        request_id_upstream: request_id_upstream
             .or_else(|| fault.and_then(|fault| fault.upstream_request_id.clone())),
-    }
+    };
+    let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
+    attempts.push(note);
 }
 
 fn ms(time: Duration) -> u64 {
@@ -51,7 +86,7 @@ pub(super) struct Tally {
     accounted: bool,
     queued_at: Instant,
     first_token: Option<(Instant, Side)>,
-    attempts: Vec<AttemptNote>,
+    attempts: Attempts,
 }
 
 impl Tally {
@@ -60,7 +95,7 @@ impl Tally {
             accounted: request.accounted,
             queued_at: Instant::now(),
             first_token: None,
-            attempts: Vec::new(),
+            attempts: Attempts::default(),
         }
     }
 
@@ -69,13 +104,9 @@ impl Tally {
         self.first_token.get_or_insert((Instant::now(), side));
     }
 
-    pub(super) fn attempted(&mut self, attempt: AttemptNote) {
-        self.attempts.push(attempt);
-    }
-
-    /// When the first token went to the caller.
-    pub(super) fn first_token(&self) -> Option<Instant> {
-        self.first_token.map(|(at, _)| at)
+    /// Where attempts write themselves in.
+    pub(super) fn attempts(&self) -> Attempts {
+        Arc::clone(&self.attempts)
     }
 
     /// Where the time went: an answer made elsewhere has its first token instead of its first step.
@@ -120,9 +151,11 @@ impl Tally {
                 case.need.max_new_tokens,
             );
         }
+        let attempts =
+            std::mem::take(&mut *self.attempts.lock().unwrap_or_else(PoisonError::into_inner));
         let side = self.first_token.map(|(_, side)| side);
         let ttft = self.first_token.map(|(at, _)| at - request.accepted_at);
-        if let (Some(ttft), Some(Side::Local), true) = (ttft, side, self.attempts.is_empty())
+        if let (Some(ttft), Some(Side::Local), true) = (ttft, side, attempts.is_empty())
             && let Some(forecast) = &case.upon.0.forecast
         {
             let expected = forecast.ttft_ms.max(1) as f64 / 1e3;
@@ -140,12 +173,12 @@ impl Tally {
             request_id = %request.route.request_id,
             side = side.map(|side| side.to_string()),
             reason = %decision.reason,
-            attempts = self.attempts.len(),
+            attempts = attempts.len(),
             outcome,
             total_ms = ms(request.accepted_at.elapsed()),
             "request routed"
         );
-        let costs = self.attempts.iter().filter_map(|attempt| attempt.cost_nusd);
+        let costs = attempts.iter().filter_map(|attempt| attempt.cost_nusd);
         let cost_nusd = costs.clone().next().map(|_| costs.sum());
         let mut degraded = Vec::new();
         request
@@ -159,9 +192,9 @@ impl Tally {
             e2e_ms: Some(ms(request.accepted_at.elapsed())),
             tokens: finish.map(|finish| finish.usage.output_tokens),
             cost_nusd,
-            attempts: self.attempts,
+            attempts,
         };
-        record(hybrid, case, decision, aftermath);
+        record(hybrid, case, aftermath);
     }
 }
 
@@ -177,10 +210,10 @@ pub(super) fn refused(hybrid: &Hybrid, case: &Case, decision: &Decision, error: 
         outcome: format!("{:?}", error.kind),
         ..Aftermath::default()
     };
-    record(hybrid, case, decision, aftermath);
+    record(hybrid, case, aftermath);
 }
 
-fn record(hybrid: &Hybrid, case: &Case, decision: &Decision, aftermath: Aftermath) {
+fn record(hybrid: &Hybrid, case: &Case, aftermath: Aftermath) {
     let Some(log) = &hybrid.log else {
         return;
     };
@@ -212,30 +245,6 @@ fn record(hybrid: &Hybrid, case: &Case, decision: &Decision, aftermath: Aftermat
         hybrid.terms,
         now_ms,
     );
-    // What came of failures on the way stands beside what was decided.
-    record.decision = decision.clone();
     record.aftermath = aftermath;
     log.write(&record);
-}
-
-/// Tells the audit log how an attempt ended.
-pub(super) fn settle(
-    hybrid: &Hybrid,
-    way: &Way,
-    case: &Case,
-    outcome: &Result<Box<Finish>, Fault>,
-    cost_nusd: Option<u64>,
-) {
-    let (status, bytes_in) = match outcome {
-        Ok(finish) => ("ok".to_owned(), finish.generated_text.len() as u64),
-        Err(fault) => (fault.class.name().to_owned(), 0),
-    };
-    let settled = Settled {
-        status,
-        bytes_in,
-        cost_nusd,
-    };
-    hybrid
-        .gate
-        .settled(&case.request.route.request_id, &way.destination, settled);
 }

@@ -1,37 +1,32 @@
 //! Carries one request to its answer: here, elsewhere, or first one and then the other.
 //!
 //! Until the caller has seen something, a failure is nobody's business but the record's: the next target is
-//! tried, or this machine. Afterwards the caller is told the truth: nothing starts anew behind shown text, and
-//! only a continuation that the operator allows, and that can be exact, goes on where it broke off. A caller
-//! who gets its answer whole has seen nothing before its end.
+//! tried, or this machine. Afterwards the caller is told the truth: nothing starts anew behind shown text. Only
+//! where the operator allows it does an answer that broke off go on elsewhere (`seam.rs`), and only if that can
+//! be exact. A caller who gets its answer whole has seen nothing before its end.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures::StreamExt;
-use rand_core::{OsRng, TryRngCore};
 use tokio::sync::mpsc;
 
-use super::account::{self, Tally};
+use super::account::Tally;
 use super::case::{Case, Way};
-use super::{Hybrid, shape};
+use super::seam::{self, Seam};
+use super::{Hybrid, attempt};
 use crate::dispatch::admission::{self, Permit};
 use crate::dispatch::local::Ready;
 use crate::dispatch::{Inner, lifecycle};
-use crate::egress::{Departure, Purpose};
 use crate::generation::{
     ChatPiece, Error, ErrorKind, Event, EventStream, Finish, Reason, Request, RouteNote, Side,
-    TokenEvent, Usage,
 };
-use crate::remote::{Class, Expected, Fault, Link, Loop, Remote, Step, Terms};
-use crate::route::{Decision, LocalView, Outcome, Place};
+use crate::remote::Class;
+use crate::route::{Decision, Outcome, Place};
 
 /// Events that wait for a slow reader before the upstream has to wait, too.
 const EVENTS_AHEAD: usize = 64;
-
-/// How much longer than it should a request waits here before somebody else may have it.
-const PATIENCE: f64 = 1.2;
 
 /// Begins to carry a request out as decided.
 pub(super) fn begin(
@@ -51,6 +46,7 @@ pub(super) fn begin(
         permit: Some(permit),
         out,
         shown: Shown::default(),
+        seam: None,
         answered_by: None,
     };
     tokio::spawn(carrier.run());
@@ -58,7 +54,7 @@ pub(super) fn begin(
 }
 
 /// How one leg of the way ended.
-enum Ended {
+pub(super) enum Ended {
     /// With the answer.
     Answered(Box<Finish>),
     /// Without.
@@ -67,38 +63,53 @@ enum Ended {
         error: Error,
         /// How the last attempt failed, on the far side.
         class: Option<Class>,
+        /// Whether what failed has the local model's own weights.
+        same_model: bool,
     },
     /// It would have waited too long here, and somebody else can have it.
     Moved(Box<Decision>),
 }
 
+impl Ended {
+    fn failed_here(error: Error) -> Self {
+        Self::Failed {
+            error,
+            class: None,
+            same_model: true,
+        }
+    }
+}
+
 /// What the caller has been given so far.
 #[derive(Debug, Default)]
-struct Shown {
+pub(super) struct Shown {
     started: bool,
-    text: String,
-    tokens: u32,
+    /// The text, as long as it may have to be continued.
+    pub(super) text: String,
+    pub(super) tokens: u32,
     /// Whether anything but text was shown: calls, reasoning.
-    more_than_text: bool,
+    pub(super) more_than_text: bool,
 }
 
 impl Shown {
-    fn anything(&self) -> bool {
+    pub(super) fn anything(&self) -> bool {
         self.tokens > 0
     }
 }
 
-struct Carrier {
-    inner: Arc<Inner>,
-    hybrid: Arc<Hybrid>,
-    case: Case,
-    decision: Decision,
+pub(super) struct Carrier {
+    pub(super) inner: Arc<Inner>,
+    pub(super) hybrid: Arc<Hybrid>,
+    pub(super) case: Case,
+    pub(super) decision: Decision,
     permit: Option<Permit>,
     out: mpsc::Sender<Result<Event, Error>>,
-    shown: Shown,
+    pub(super) shown: Shown,
+    /// Where an answer that broke off goes on.
+    pub(super) seam: Option<Seam>,
     /// The target that gave the answer.
-    answered_by: Option<String>,
-    tally: Tally,
+    pub(super) answered_by: Option<String>,
+    pub(super) tally: Tally,
 }
 
 impl Carrier {
@@ -131,12 +142,11 @@ impl Carrier {
             Outcome::Remote => Side::Remote,
             Outcome::Local | Outcome::Refuse(_) => Side::Local,
         };
-        let mut been = BTreeSet::new();
+        let mut failed = Vec::new();
         loop {
-            been.insert(side);
             let ended = match side {
                 Side::Local => self.here().await,
-                Side::Remote => self.elsewhere().await,
+                Side::Remote => Box::pin(attempt::elsewhere(self)).await,
             };
             match ended {
                 Ended::Answered(finish) => {
@@ -147,12 +157,19 @@ impl Carrier {
                     self.decision = *decision;
                     side = Side::Remote;
                 }
-                Ended::Failed { error, class } => {
+                Ended::Failed {
+                    error,
+                    class,
+                    same_model,
+                } => {
+                    failed.push(side);
                     let other = match side {
                         Side::Local => Side::Remote,
                         Side::Remote => Side::Local,
                     };
-                    if been.contains(&other) || !self.may_turn_to(other, &error, class) {
+                    let turns = !failed.contains(&other)
+                        && self.may_turn_to(other, &error, class, same_model);
+                    if !turns {
                         return Err(error);
                     }
                     side = other;
@@ -161,10 +178,31 @@ impl Carrier {
         }
     }
 
-    /// Whether the other side takes over, which is then prepared for it.
-    fn may_turn_to(&mut self, other: Side, error: &Error, class: Option<Class>) -> bool {
+    /// Whether the other side takes over; it is prepared for that then.
+    fn may_turn_to(
+        &mut self,
+        other: Side,
+        error: &Error,
+        class: Option<Class>,
+        same_model: bool,
+    ) -> bool {
         if self.shown.anything() {
-            return false;
+            let broke_off = match class {
+                None => matches!(error.kind, ErrorKind::Generation | ErrorKind::Incomplete),
+                Some(class) => seam::breaks_off(class),
+            };
+            if !broke_off || !seam::may_go_on(self, other, same_model) {
+                return false;
+            }
+            if other == Side::Remote && !self.redecide_without_here() {
+                return false;
+            }
+            if other == Side::Local && !self.take_room(Side::Local) {
+                return false;
+            }
+            self.seam = Some(Seam::behind(&self.shown.text, self.shown.tokens));
+            self.note(|note| note.continued_by = Some(other));
+            return true;
         }
         match other {
             Side::Local => {
@@ -183,30 +221,27 @@ impl Carrier {
                     error.kind,
                     ErrorKind::Generation | ErrorKind::Incomplete | ErrorKind::Overloaded { .. }
                 );
-                if !ours {
-                    return false;
-                }
-                let mut case = self.case.local.clone();
-                case.stopped = true;
-                self.redecide(case)
+                ours && self.redecide_without_here()
             }
         }
     }
 
-    /// Decides once more with this machine as it is now; true if an upstream takes the request.
-    fn redecide(&mut self, local: LocalView) -> bool {
-        let again = self.hybrid.decide_with(&self.inner, &mut self.case, local);
-        if again.outcome != Outcome::Remote || !self.take_room(Side::Remote) {
-            return false;
+    /// Decides once more, now that this machine has failed; true if an upstream takes the request.
+    fn redecide_without_here(&mut self) -> bool {
+        let mut local = self.case.local.clone();
+        local.stopped = true;
+        match self.hybrid.decide_again(&self.inner, &mut self.case, local) {
+            Some(decision) if self.take_room(Side::Remote) => {
+                self.decision = decision;
+                true
+            }
+            _ => false,
         }
-        self.decision = again;
-        true
     }
 
     /// Changes the room that the request holds for room on this side.
     fn take_room(&mut self, side: Side) -> bool {
-        let held = self.permit.as_ref().map(Permit::side);
-        if held == Some(side) {
+        if self.permit.as_ref().map(Permit::side) == Some(side) {
             return true;
         }
         let room = match side {
@@ -220,7 +255,7 @@ impl Carrier {
         taken
     }
 
-    fn note(&self, change: impl FnOnce(&mut RouteNote)) {
+    pub(super) fn note(&self, change: impl FnOnce(&mut RouteNote)) {
         self.case.request.note.update(change);
     }
 
@@ -228,26 +263,32 @@ impl Carrier {
 
     async fn here(&mut self) -> Ended {
         let reason = self.decision.reason.clone();
-        self.note(|note| {
-            *note = RouteNote {
-                attempts: note.attempts,
-                ..RouteNote::local(reason)
-            };
-        });
-        let events = match self.submit().await {
-            Ok(events) => events,
-            Err(error) => return Ended::Failed { error, class: None },
-        };
-        self.follow_local(events).await
+        if self.seam.is_none() {
+            self.note(|note| {
+                *note = RouteNote {
+                    attempts: note.attempts,
+                    ..RouteNote::local(reason)
+                };
+            });
+        }
+        match self.submit().await {
+            Ok((events, begun)) => self.follow_local(events, &begun).await,
+            Err(error) => Ended::failed_here(error),
+        }
     }
 
-    async fn submit(&mut self) -> Result<EventStream, Error> {
+    /// Hands the request to the engine; the flag is set when its first step begins.
+    async fn submit(&mut self) -> Result<(EventStream, Arc<AtomicBool>), Error> {
         let inner = Arc::clone(&self.inner);
         let local = inner.local()?;
-        let mut request = Request::clone(&self.case.request);
+        let mut request = match &self.seam {
+            Some(seam) => seam.rest_of(&self.case.request),
+            None => Request::clone(&self.case.request),
+        };
         // The whole way is accounted for, not each leg of it.
         request.accounted = false;
-        let ready: Ready = match self.case.ready.take() {
+        let prepared = self.case.ready.take().filter(|_| self.seam.is_none());
+        let ready: Ready = match prepared {
             Some(ready) => ready,
             // The policy wanted somebody else, so that nothing was prepared here.
             None => {
@@ -257,38 +298,41 @@ impl Carrier {
             }
         };
         let permit = self.permit.take().unwrap_or_else(Permit::none);
-        lifecycle::submit(&inner, local, inner.next_id(), &request, ready, permit)
+        let begun = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&begun);
+        let id = inner.next_id();
+        let events = lifecycle::submit(&inner, local, id, &request, ready, permit, flag)?;
+        Ok((events, begun))
     }
 
-    async fn follow_local(&mut self, mut events: EventStream) -> Ended {
-        let mut begun = false;
+    async fn follow_local(&mut self, mut events: EventStream, begun: &AtomicBool) -> Ended {
+        let mut waits = self.seam.is_none();
         loop {
-            let pause = self.hybrid.route.reconsider;
-            let event = if begun {
-                events.next().await
-            } else {
+            let event = if waits {
+                let pause = self.hybrid.route.reconsider;
                 tokio::select! {
                     event = events.next() => event,
                     () = tokio::time::sleep(pause) => {
-                        if let Some(decision) = self.reconsidered() {
+                        // What has begun is never moved: its prompt is being computed.
+                        waits = !begun.load(Ordering::Relaxed);
+                        if waits && let Some(decision) = self.reconsidered() {
                             return Ended::Moved(Box::new(decision));
                         }
                         continue;
                     }
                 }
+            } else {
+                events.next().await
             };
-            begun = true;
+            waits = false;
             match event {
                 Some(Ok(event)) => {
                     if let Some(finish) = self.forward(event, None).await {
                         return Ended::Answered(finish);
                     }
                 }
-                Some(Err(error)) => return Ended::Failed { error, class: None },
-                None => {
-                    let error = Error::incomplete();
-                    return Ended::Failed { error, class: None };
-                }
+                Some(Err(error)) => return Ended::failed_here(error),
+                None => return Ended::failed_here(Error::incomplete()),
             }
         }
     }
@@ -296,253 +340,20 @@ impl Carrier {
     /// A request whose turn has not come although it should have: who else can have it? Nothing of it has run
     /// here, so nothing is lost.
     fn reconsidered(&mut self) -> Option<Decision> {
-        let slo = self.hybrid.route.slo_ttft;
         let waited = self.case.request.accepted_at.elapsed();
-        if self.shown.anything() || waited.as_secs_f64() < slo.as_secs_f64() * PATIENCE {
+        if waited < self.hybrid.route.slo_ttft {
             return None;
         }
-        let mut local = self.case.local.clone();
-        local.queue_full = true;
-        let before = self.decision.clone();
-        if self.redecide(local) {
-            return Some(std::mem::replace(&mut self.decision, before));
-        }
-        None
-    }
-
-    // ---- elsewhere ----
-
-    async fn elsewhere(&mut self) -> Ended {
-        let board = self.hybrid.remote.board().clone();
-        let config = self.hybrid.remote.config();
-        let (retry, wait_max) = (config.retry, config.parking.wait_max);
-        let ways: Vec<Way> = self.case.ways(&self.decision);
-        let link = |way: &Way| board.link(&way.facts.target.name, way.on.clone());
-        let links: Vec<Link> = ways.iter().filter_map(link).collect();
-        let terms = Terms {
-            tokens: self.case.need.prompt_tokens + self.case.need.max_new_tokens,
-            may_drop: BTreeSet::new(),
-        };
-        if links.is_empty() || links.len() != ways.len() {
-            let error = Error::no_target("no upstream is configured for this request");
-            return Ended::Failed { error, class: None };
-        }
-        let mut attempts = Loop::new(links, 0, retry, wait_max, terms);
-        let deadline = self.case.deadline();
-        loop {
-            let place = attempts.current();
-            let way = &ways[place];
-            let tried = self.attempt(way, attempts.attempts(), ways.len() > 1).await;
-            let (fault, sent) = match tried {
-                Ok(finish) => return Ended::Answered(finish),
-                Err(failed) => failed,
-            };
-            tracing::info!(
-                request_id = %self.case.request.route.request_id,
-                target = %way.facts.target.name,
-                sent,
-                class = fault.class.name(),
-                status = fault.status,
-                message = %fault.message,
-                "an attempt failed"
-            );
-            let class = fault.class;
-            let mut fault = fault;
-            if class == Class::ColdStart && fault.retry_after.is_none() {
-                let status = board.view(&way.facts.target.name, Instant::now());
-                fault.retry_after = status.and_then(|status| status.retry_after());
-            }
-            if self.shown.anything() {
-                return Ended::Failed {
-                    error: Error::incomplete(),
-                    class: Some(class),
-                };
-            }
-            let now = Instant::now();
-            let mut spend = |upstream: &str| board.may_retry(upstream, Instant::now());
-            let rand = random_unit();
-            let step = if sent {
-                attempts.next(fault, now, deadline, &mut spend, rand)
-            } else {
-                attempts.passed_over(fault, now, deadline, rand)
-            };
-            match step {
-                Step::Again { after } => tokio::time::sleep(after).await,
-                Step::Wait { time, .. } => tokio::time::sleep(time).await,
-                Step::Hop { .. } => {}
-                Step::Without { .. } | Step::GiveUp => {
-                    return Ended::Failed {
-                        error: attempts.error(),
-                        class: attempts.verdict().map(|(_, fault)| fault.class),
-                    };
-                }
-            }
-        }
-    }
-
-    /// One attempt. Errors: how it failed, and whether anything was sent.
-    async fn attempt(
-        &mut self,
-        way: &Way,
-        sent_before: u32,
-        has_other: bool,
-    ) -> Result<Box<Finish>, (Fault, bool)> {
-        let hybrid = Arc::clone(&self.hybrid);
-        let outgoing = self
-            .case
-            .outgoing(&hybrid, way)
-            .map_err(|e| (Fault::new(Class::NotServed, e.to_string()), false))?;
-        let expected = Expected {
-            prompt_tokens: outgoing.prompt_tokens,
-            output_tokens: outgoing.max_output_tokens,
-        };
-        let board = hybrid.remote.board();
-        let target = &way.facts.target.name;
-        let other = has_other || self.decision.fallback_local;
-        let ticket = match board.begin(target, Instant::now(), other, expected) {
-            Ok(ticket) => ticket,
-            Err(not_now) if other => return Err((not_now.fault(), false)),
-            // With nobody else left, one request in a while is let through to see.
-            Err(not_now) => board
-                .trial(&[Arc::clone(target)], Instant::now(), expected)
-                .map_err(|_| (not_now.fault(), false))?,
-        };
-        if sent_before == 0 {
-            board.first_attempt(&way.destination.upstream, Instant::now());
-        }
-        let texts: Vec<&str> = outgoing.texts.iter().map(String::as_str).collect();
-        let purpose = match (sent_before, self.shown.anything()) {
-            (_, true) => Purpose::Continuation,
-            (0, false) => Purpose::Request,
-            (_, false) => Purpose::Retry,
-        };
-        let departure = Departure {
-            request_id: &self.case.request.route.request_id,
-            key: self.case.request.route.key.as_deref(),
-            destination: &way.destination,
-            purpose,
-            reason: &self.decision.reason,
-            texts: &texts,
-            body: outgoing.body.clone(),
-            worst_cost_nusd: Remote::worst_cost_nusd(&way.facts, &outgoing),
-        };
-        let passport = match hybrid.gate.may_leave(departure).await {
-            Ok(passport) => passport,
-            Err(denied) => {
-                drop(ticket);
-                return Err((Fault::new(Class::NotServed, denied.to_string()), false));
-            }
-        };
-        let reason = self.decision.reason.clone();
-        let degraded: Vec<String> = outgoing.degraded.iter().map(|&d| d.to_owned()).collect();
-        self.note(|note| {
-            note.side = Some(Side::Remote);
-            note.reason = reason;
-            note.upstream = Some(way.destination.upstream.to_string());
-            note.model = Some(way.facts.target.model.to_string());
-            note.provider = way.destination.provider.as_deref().map(str::to_owned);
-            note.attempts += 1;
-            note.degraded = degraded;
-        });
-        let began = Instant::now();
-        let reply = hybrid
-            .remote
-            .start(&way.facts, passport, outgoing, ticket, self.case.deadline())
-            .await;
-        let mut who = (None, None);
-        let outcome = match reply {
-            Ok(mut reply) => {
-                who = (reply.provider.clone(), reply.upstream_request_id.clone());
-                if let Some(provider) = &reply.provider {
-                    self.note(|note| note.provider = Some(provider.clone()));
-                }
-                let outcome = self.follow_remote(way, &mut reply.events).await;
-                outcome.map_err(|mut fault| {
-                    fault.provider = fault.provider.or_else(|| reply.provider.clone());
-                    fault
-                })
-            }
-            Err(fault) => Err(fault),
-        };
-        let cost = match &outcome {
-            Ok(finish) => self.cost(way, &finish.usage),
-            Err(_) => None,
-        };
-        let nusd = cost.map(|(nusd, _)| nusd);
-        let first = self.tally.first_token().filter(|at| *at >= began);
-        let attempt = account::attempted(
-            way,
-            began.elapsed(),
-            first.map(|at| at - began),
-            &outcome,
-            who,
-            nusd,
-        );
-        self.tally.attempted(attempt);
-        let ended = outcome.as_ref().err();
-        self.inner.metrics.count_attempt(
-            &way.destination.upstream,
-            ended.map_or("ok", |fault| fault.class.name()),
-        );
-        account::settle(&hybrid, way, &self.case, &outcome, nusd);
-        if outcome.is_ok() {
-            self.answered_by = Some(target.to_string());
-        }
-        outcome.map_err(|fault| (fault, true))
-    }
-
-    /// Nano-USD that an answer has cost, and whether that is an estimate.
-    fn cost(&self, way: &Way, usage: &Usage) -> Option<(u64, bool)> {
-        let mut provider = None;
-        self.note(|note| provider.clone_from(&note.provider));
-        self.hybrid
-            .remote
-            .cost_nusd(&way.facts, provider.as_deref(), usage)
-    }
-
-    async fn follow_remote<S>(&mut self, way: &Way, events: &mut S) -> Result<Box<Finish>, Fault>
-    where
-        S: futures::Stream<Item = Result<Event, Fault>> + Unpin,
-    {
-        // A caller who gets its answer whole sees none of it before its end, so that it may still be made anew.
-        let whole = !self.case.request.route.stream;
-        let mut held = Vec::new();
-        while let Some(event) = events.next().await {
-            let event = event?;
-            if let Event::Token(TokenEvent {
-                finish: Some(finish),
-                ..
-            }) = &event
-                && let Some(asked) = self.case.shape()
-                && let Some(problem) = shape::violation(asked, &finish.generated_text)
-            {
-                return Err(Fault::new(Class::SchemaViolation, problem));
-            }
-            if whole {
-                let last = matches!(&event, Event::Token(token) if token.finish.is_some());
-                held.push(event);
-                if !last {
-                    continue;
-                }
-                for event in held.drain(..) {
-                    if let Some(finish) = self.forward(event, Some(way)).await {
-                        return Ok(finish);
-                    }
-                }
-            } else if let Some(finish) = self.forward(event, Some(way)).await {
-                return Ok(finish);
-            }
-        }
-        Err(Fault::new(
-            Class::MidStream,
-            "the answer ended before its finish",
-        ))
+        let decision = self
+            .hybrid
+            .reconsider(&self.inner, &mut self.case, waited)?;
+        self.take_room(Side::Remote).then_some(decision)
     }
 
     // ---- to the caller ----
 
-    /// Hands an event on; returns the finish once it has gone out.
-    async fn forward(&mut self, event: Event, way: Option<&Way>) -> Option<Box<Finish>> {
+    /// Hands an event on; returns the finish once it has gone out. `way` is where it comes from, if not from here.
+    pub(super) async fn forward(&mut self, event: Event, way: Option<&Way>) -> Option<Box<Finish>> {
         match event {
             Event::Started(started) => {
                 if !std::mem::replace(&mut self.shown.started, true) {
@@ -551,9 +362,14 @@ impl Carrier {
                 None
             }
             Event::Token(mut event) => {
+                if let Some(seam) = &mut self.seam {
+                    seam.join(&mut event);
+                }
                 self.tally.token(way.map_or(Side::Local, |_| Side::Remote));
                 self.shown.tokens += 1;
-                self.shown.text += &event.text;
+                if self.hybrid.keeps_text() {
+                    self.shown.text += &event.text;
+                }
                 let pieces = event.pieces.as_deref().unwrap_or_default();
                 self.shown.more_than_text |= pieces
                     .iter()
@@ -561,11 +377,8 @@ impl Carrier {
                 if let (Some(finish), Some(way)) = (&mut event.finish, way) {
                     finish.timings = self.tally.timings(self.case.request.accepted_at);
                     // Whoever reads the end reads its cost, too.
-                    let cost = self.cost(way, &finish.usage);
-                    self.note(|note| {
-                        note.cost_nusd = cost.map(|(nusd, _)| nusd);
-                        note.cost_is_estimate = cost.is_some_and(|(_, estimate)| estimate);
-                    });
+                    let cost = attempt::cost(self, way, &finish.usage);
+                    self.note(|note| note.add_cost(cost));
                 }
                 let finish = event.finish.clone().map(Box::new);
                 let _ = self.out.send(Ok(Event::Token(event))).await;
@@ -574,9 +387,12 @@ impl Carrier {
         }
     }
 
-    /// Where the conversation was answered, so that it stays there.
+    /// Where the conversation was answered, so that it stays there. Where somebody had to stand in, it doesn't.
     fn remember(&self, side: Side) {
-        let Some(session) = self.case.session else {
+        let stood_in = self.decision.side() != Some(side)
+            || self.seam.is_some()
+            || self.decision.reason == Reason::RemoteUnavailable;
+        let Some(session) = self.case.session.filter(|_| !stood_in) else {
             return;
         };
         let target = match side {
@@ -588,10 +404,4 @@ impl Carrier {
             .lock_sessions()
             .note(session, place, Instant::now());
     }
-}
-
-/// A number in \[0, 1) for jitter; without random numbers there is none.
-fn random_unit() -> f64 {
-    let bits = OsRng.try_next_u64().unwrap_or(0);
-    (bits >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -7,13 +7,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value as Json;
+
 use super::Hybrid;
+use super::seam::Seam;
 use crate::dispatch::Inner;
 use crate::dispatch::local::{Local, Ready};
 use crate::dispatch::untemplate::untemplate;
 use crate::egress::Destination;
 use crate::engine::{LoadSnapshot, SequenceLoad};
-use crate::generation::{ChatAsk, Error, ErrorKind, Grammar, Policy, Request, Side, ToolChoice};
+use crate::generation::{ChatAsk, Error, ErrorKind, Grammar, Policy, Request, Side};
 use crate::remote::catalog::{Facts, Shape};
 use crate::remote::{self, Known, Outgoing, Remote, TargetStatus};
 use crate::route::{
@@ -40,6 +43,8 @@ pub(super) struct Case {
     pub(super) name: String,
     pub(super) session: Option<SessionKey>,
     pub(super) texts: Vec<String>,
+    /// Tokens that the answer is expected to have, here and elsewhere.
+    expected_tokens: u32,
     known: Known,
     looked: Vec<Way>,
     /// What was known of the targets, where they were looked at.
@@ -148,17 +153,25 @@ impl Case {
             Features::default()
         };
         need.hardness = hybrid.hardness(&features);
-        let session = session_of(&request);
+        let session = session_of(&request, &name);
         need.sticky = session
             .as_ref()
             .filter(|_| goes_on(&request))
             .and_then(|session| hybrid.lock_sessions().find(session, Instant::now()));
+        let expected_tokens = hybrid.expected_tokens(&need, &request);
         if let Some(here) = &inner.local {
-            hybrid.look_here(here, &need, &request, &mut local);
+            hybrid.look_here(here, &need, expected_tokens, &mut local);
         }
+        let special_text = ready.as_ref().zip(inner.local.as_ref());
+        let special_text = special_text.map(|(ready, here)| {
+            // The first token may be the tokenizer's own.
+            let own = usize::from(request.add_special_tokens && here.bos.is_some());
+            let mut written = ready.prompt.iter().skip(own);
+            written.any(|id| here.tokenizer.is_special(*id))
+        });
         let known = Known {
             input_tokens: counted,
-            special_text: None,
+            special_text,
             untemplated: false,
         };
         Ok(Self {
@@ -172,12 +185,18 @@ impl Case {
             name,
             session,
             texts,
+            expected_tokens,
             known,
             looked: Vec::new(),
             views: Vec::new(),
             upon: (LocalView::default(), 0),
             features,
         })
+    }
+
+    /// Tokens that the answer is expected to have.
+    pub(super) fn expected_tokens(&self) -> u32 {
+        self.expected_tokens
     }
 
     /// When the caller stops caring.
@@ -220,7 +239,16 @@ impl Case {
         &self,
         hybrid: &Hybrid,
         way: &Way,
+        seam: Option<&Seam>,
     ) -> Result<Outgoing, remote::Ineligible> {
+        if let Some(seam) = seam {
+            let rest = seam.rest_of(&self.request);
+            let known = Known {
+                input_tokens: None,
+                ..self.known
+            };
+            return hybrid.translate(&way.facts, &rest, &known, self.need.strict);
+        }
         let (request, known) = self.variant(way.told);
         hybrid.translate(&way.facts, request, &known, self.need.strict)
     }
@@ -236,6 +264,12 @@ impl Case {
             ),
             _ => (&self.request, self.known),
         }
+    }
+
+    /// Forgets what was seen of the targets, because time has passed.
+    pub(super) fn look_away(&mut self) {
+        self.views.clear();
+        self.looked.clear();
     }
 
     /// Looks at every target of the model's chain.
@@ -261,7 +295,14 @@ impl Case {
             };
             let status = statuses.iter().find(|status| *status.target == *hop.target);
             let Some(status) = status else { continue };
+            if matches!(
+                status.state,
+                remote::TargetState::Paused | remote::TargetState::Waking { .. }
+            ) {
+                hybrid.remote.board().want(&hop.target);
+            }
             let (told, outgoing) = self.translated(inner, hybrid, &facts);
+            let outgoing = self.within_context(&facts, outgoing);
             let texts: Vec<&str> = self.texts.iter().map(String::as_str).collect();
             let key = self.request.route.key.as_deref();
             let egress = hybrid.gate.permits(key, &destination, &texts);
@@ -272,7 +313,7 @@ impl Case {
                 upstream: destination.upstream.to_string(),
                 model: destination.model.to_string(),
                 provider: destination.provider.as_deref().map(str::to_owned),
-                state: state(status, &facts),
+                state: state(status, &facts, self.need.remaining_ms),
                 expected: Some(self.expected(status)),
                 worst_cost_nusd: worst,
                 money_left_nusd: hybrid.money_left(&destination.upstream),
@@ -290,6 +331,45 @@ impl Case {
                 on: hop.on.clone(),
                 told,
             });
+        }
+        self.offer_a_trial();
+    }
+
+    /// A target whose context is known to be too short is not sent what it must refuse.
+    fn within_context(
+        &self,
+        facts: &Facts,
+        outgoing: Result<Outgoing, remote::Ineligible>,
+    ) -> Result<Outgoing, remote::Ineligible> {
+        let most = facts.target.context_length;
+        let too_long = |most: u32| self.need.prompt_tokens >= most;
+        match (outgoing, most) {
+            (Ok(_), Some(most)) if too_long(most) => Err(remote::Ineligible {
+                field: "inputs",
+                why: format!("the prompt is longer than the target's context of {most} tokens"),
+            }),
+            (outgoing, _) => outgoing,
+        }
+    }
+
+    /// Where every target is left out after failures and this machine cannot stand in, one request in a while
+    /// is let through to see: the board says which.
+    fn offer_a_trial(&mut self) {
+        let usable = |view: &TargetView| !matches!(view.state, TargetState::Blocked { .. });
+        let local_can =
+            self.local.served && !self.local.too_long && self.local.unsupported.is_none();
+        let for_others = self.need.effective_policy() == Policy::RemoteOnly;
+        if self.views.iter().any(usable) || (local_can && !for_others) {
+            return;
+        }
+        for view in &mut self.views {
+            if let TargetState::Blocked {
+                by: BlockedBy::Breaker,
+                ..
+            } = view.state
+            {
+                view.state = TargetState::HalfOpen;
+            }
         }
     }
 
@@ -322,7 +402,7 @@ impl Case {
     }
 
     fn expected(&self, status: &TargetStatus) -> route::Expected {
-        let (ttft, e2e) = status.expected(self.need.prompt_tokens, self.need.max_new_tokens);
+        let (ttft, e2e) = status.expected(self.need.prompt_tokens, self.expected_tokens);
         let wait = status.retry_after().unwrap_or_default();
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         route::Expected {
@@ -380,39 +460,70 @@ fn told(local: &Local, request: &Request) -> Option<Arc<Request>> {
     }))
 }
 
-/// Every text that somebody wrote.
+/// Every text of a request that somebody wrote, wherever it stands.
 fn texts_of(request: &Request) -> Vec<String> {
+    let mut texts: Vec<String> = request.stop.clone();
+    texts.extend(request.grammar.as_ref().map(shape_text));
     let Some(ask) = &request.chat else {
-        return vec![request.prompt.clone()];
+        texts.push(request.prompt.clone());
+        return texts;
     };
+    texts.extend(ask.shape.as_ref().map(shape_text));
     let conversation = &ask.conversation;
-    let mut texts = Vec::new();
     for message in &conversation.messages {
-        texts.extend(message.content.clone());
-        texts.extend(message.reasoning.clone());
-        texts.extend(message.name.clone());
-        texts.extend(
-            message
-                .tool_calls
-                .iter()
-                .map(|call| call.arguments.to_string()),
-        );
-    }
-    if conversation.tool_choice != ToolChoice::None {
-        for tool in &conversation.tools {
-            texts.extend(tool.description.clone());
-            texts.push(tool.parameters.to_string());
+        texts.push(message.role.clone());
+        let written = [&message.content, &message.reasoning, &message.name];
+        texts.extend(written.into_iter().flatten().cloned());
+        texts.extend(message.tool_call_id.clone());
+        for call in &message.tool_calls {
+            texts.extend([call.id.clone(), call.name.clone()]);
+            written_in(&call.arguments, &mut texts);
         }
     }
+    for tool in &conversation.tools {
+        texts.push(tool.name.clone());
+        texts.extend(tool.description.clone());
+        written_in(&tool.parameters, &mut texts);
+    }
     texts.extend(conversation.tool_prompt.clone());
-    texts.extend(
-        conversation
-            .documents
-            .iter()
-            .flatten()
-            .map(|d| d.to_string()),
-    );
+    for document in conversation.documents.iter().flatten() {
+        written_in(document, &mut texts);
+    }
+    for (name, value) in &conversation.template_kwargs {
+        texts.push(name.clone());
+        written_in(value, &mut texts);
+    }
     texts
+}
+
+fn shape_text(shape: &Grammar) -> String {
+    match shape {
+        Grammar::JsonSchema(text)
+        | Grammar::TgiSchema(text)
+        | Grammar::Regex(text)
+        | Grammar::Lark(text) => text.clone(),
+        Grammar::JsonObject => String::new(),
+    }
+}
+
+/// The texts in a JSON value, names among them, as they were written; and the value's own text, for patterns
+/// that span several.
+fn written_in(value: &Json, texts: &mut Vec<String>) {
+    fn each(value: &Json, texts: &mut Vec<String>) {
+        match value {
+            Json::String(text) => texts.push(text.clone()),
+            Json::Array(values) => values.iter().for_each(|value| each(value, texts)),
+            Json::Object(fields) => {
+                for (name, value) in fields {
+                    texts.push(name.clone());
+                    each(value, texts);
+                }
+            }
+            Json::Null | Json::Bool(_) | Json::Number(_) => {}
+        }
+    }
+    each(value, texts);
+    texts.push(value.to_string());
 }
 
 /// Whether a request belongs to a conversation that has begun: its caller says so, or it holds an answer. The
@@ -446,40 +557,44 @@ fn features_of(request: &Request, need: &Need) -> Features {
     })
 }
 
-fn session_of(request: &Request) -> Option<SessionKey> {
+/// The conversation's name; the same words to two models are two conversations.
+fn session_of(request: &Request, model: &str) -> Option<SessionKey> {
     let key = request.route.key.as_deref();
     if let Some(session) = &request.route.session {
-        return Some(SessionKey::named(key, session));
+        return Some(SessionKey::named(key, &format!("{model}\n{session}")));
     }
     let messages = &request.chat.as_ref()?.conversation.messages;
     let text = |role: &str| {
         let first = messages.iter().find(|message| message.role == role);
         first.and_then(|message| message.content.as_deref())
     };
-    Some(SessionKey::opening(
-        key,
-        text("system").unwrap_or_default(),
-        text("user")?,
-    ))
+    let system = format!("{model}\n{}", text("system").unwrap_or_default());
+    Some(SessionKey::opening(key, &system, text("user")?))
 }
 
-fn state(status: &TargetStatus, facts: &Facts) -> TargetState {
+/// Time beyond an endpoint's waking that a request must have left to wait for it.
+const WAKING_MARGIN_MS: u64 = 5000;
+
+fn state(status: &TargetStatus, facts: &Facts, remaining_ms: Option<u64>) -> TargetState {
     use remote::TargetState as At;
     let retry_after_ms = status.retry_after().map(|wait| wait.as_millis() as u64);
+    let has_time = |eta_ms: u64| {
+        remaining_ms.is_none_or(|left| left > eta_ms.saturating_add(WAKING_MARGIN_MS))
+    };
     let by = match &status.state {
-        // Whom an operator must mend is tried once in a while, in case he has.
-        At::AuthFailed | At::Quota | At::Paused if status.admits => return TargetState::HalfOpen,
         At::Closed if facts.live == Some(false) => BlockedBy::NotServed,
         At::Closed => return TargetState::Usable,
-        At::HalfOpen if status.admits => return TargetState::HalfOpen,
-        At::HalfOpen | At::Open { .. } => BlockedBy::Breaker,
+        At::Saturated => BlockedBy::Full,
         At::Parked { .. } => BlockedBy::Parked,
+        // Whom an operator must mend, and who sleeps, is tried once in a while: somebody has to.
+        _ if status.admits => return TargetState::HalfOpen,
+        At::HalfOpen | At::Open { .. } => BlockedBy::Breaker,
+        At::Waking { eta } if has_time(eta.as_millis() as u64) => return TargetState::Usable,
         At::Waking { .. } => BlockedBy::Waking,
         At::AuthFailed => BlockedBy::Credentials,
         At::Quota => BlockedBy::Quota,
         At::Paused => BlockedBy::Paused,
         At::Misconfigured(_) | At::Disabled(_) => BlockedBy::Misconfigured,
-        At::Saturated => BlockedBy::Full,
     };
     TargetState::Blocked { by, retry_after_ms }
 }
@@ -510,11 +625,11 @@ pub(super) fn engine_view(snapshot: &LoadSnapshot) -> EngineView {
 }
 
 /// The request that would join the line.
-pub(super) fn newcomer(need: &Need, ratio: f64) -> Newcomer {
+pub(super) fn newcomer(need: &Need, expected: u32) -> Newcomer {
     Newcomer {
         prompt: need.prompt_tokens,
         uncached: need.prompt_tokens,
         max_new: need.max_new_tokens,
-        expected: route::expected_tokens(need.max_new_tokens, ratio),
+        expected,
     }
 }

@@ -4,8 +4,10 @@
 //! (`carrier.rs`), and accounted for once (`account.rs`). Without upstreams none of this exists.
 
 mod account;
+mod attempt;
 mod carrier;
 mod case;
+mod seam;
 mod shape;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,8 +25,8 @@ use crate::generation::{Error, EventStream, Policy, Reason, Request, RouteAsk, R
 use crate::remote::catalog::Facts;
 use crate::remote::{self, Fidelity, Known, Outgoing, Remote, TargetStatus, TranslateSettings};
 use crate::route::{
-    self, Calibration, Decision, DecisionLog, Features, Hardness, Hysteresis, LocalView,
-    ModelRoute, Need, Outcome, OutputHistory, RefusalKind, Sessions, Terms,
+    self, Calibration, Decision, DecisionLog, Features, Hardness, Hysteresis, LocalView, MidStream,
+    ModelRoute, Need, Outcome, OutputHistory, RefusalKind, Sessions, Terms, Then,
 };
 use case::Case;
 
@@ -79,6 +81,8 @@ pub struct Hybrid {
     hysteresis: Mutex<HashMap<String, Hysteresis>>,
     outputs: Mutex<OutputHistory>,
     permits: Arc<Semaphore>,
+    /// What the local tokenizer puts before every prompt.
+    bos: Option<Arc<str>>,
     calibration: Option<Calibration>,
     /// Names the settings in records.
     config_rev: String,
@@ -106,7 +110,7 @@ impl Hybrid {
             }
             models.insert(name.clone(), model);
         }
-        let default_names = ["", "tgi", "dummy", served].map(str::to_owned);
+        let default_names = ["", "default", "dummy", "tgi", served].map(str::to_owned);
         Self {
             permits: Arc::new(Semaphore::new(remote.config().max_concurrent_requests)),
             terms: Terms::from(&route),
@@ -115,6 +119,7 @@ impl Hybrid {
             outputs: Mutex::new(OutputHistory::new(HISTORIES)),
             origin: Instant::now(),
             config_rev: revision(&route),
+            bos: None,
             calibration,
             log,
             default_names: default_names.into(),
@@ -134,6 +139,11 @@ impl Hybrid {
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         let named = self.models.keys().map(String::as_str);
         named.filter(|name| !name.is_empty())
+    }
+
+    /// Whether no request is with an upstream.
+    pub(super) fn is_idle(&self) -> bool {
+        self.permits.available_permits() == self.remote.config().max_concurrent_requests
     }
 
     /// Room for requests that others answer.
@@ -172,6 +182,15 @@ impl Hybrid {
         let is_default = self.default_names.iter().any(|name| name == asked);
         match named {
             Some(model) if !is_default => (asked.to_owned(), Arc::clone(model)),
+            // A name that nobody configured means the model served here, and never leads elsewhere.
+            None if !is_default => {
+                let here = ModelRoute {
+                    local: true,
+                    hops: Vec::new(),
+                    aliases: Vec::new(),
+                };
+                (String::new(), Arc::new(here))
+            }
             _ => {
                 let default = self.models.get("").cloned();
                 let default = default.unwrap_or_else(|| {
@@ -195,16 +214,17 @@ impl Hybrid {
             may_widen: self.may_widen(route.key.as_deref()),
             ..Need::default()
         };
-        !model.local || need.effective_policy() == Policy::RemoteOnly
+        let kept = self.route.rules.iter().any(|rule| rule.then == Then::Local);
+        !model.local || (need.effective_policy() == Policy::RemoteOnly && !kept)
     }
 
     fn policy_of(&self, key: Option<&str>) -> Policy {
-        let own = key.and_then(|key| self.route.key_policies.get(key));
-        own.copied().unwrap_or(self.route.policy)
+        let own = self.route.policies.policy_of(key);
+        own.unwrap_or(self.route.policy)
     }
 
     fn may_widen(&self, key: Option<&str>) -> bool {
-        key.is_some_and(|key| self.route.may_widen.contains(key))
+        self.route.policies.may_widen(key)
     }
 
     fn money_left(&self, upstream: &str) -> Option<u64> {
@@ -230,7 +250,7 @@ impl Hybrid {
             },
             default_max_tokens: config.default_max_tokens,
             image_hosts: config.image_hosts.clone(),
-            bos: None,
+            bos: self.bos.clone(),
         };
         remote::outgoing_known(&facts.target, request, &settings, known)
     }
@@ -261,17 +281,19 @@ impl Hybrid {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tokens that an answer is expected to have, by what answers on this caller's route came to.
+    fn expected_tokens(&self, need: &Need, request: &Request) -> u32 {
+        let key = request.route.key.as_deref().unwrap_or_default();
+        let ratio = self.lock_outputs().ratio(key, &request.route.path);
+        route::expected_tokens(need.max_new_tokens, ratio)
+    }
+
     /// What this machine would take for a request.
-    fn look_here(&self, local: &Local, need: &Need, request: &Request, view: &mut LocalView) {
+    fn look_here(&self, local: &Local, need: &Need, expected: u32, view: &mut LocalView) {
         let snapshot = local.engine.snapshot();
         let engine = case::engine_view(&snapshot);
-        let (ratio, mean_of_all) = {
-            let mut outputs = self.lock_outputs();
-            let key = request.route.key.as_deref().unwrap_or_default();
-            let ratio = outputs.ratio(key, &request.route.path);
-            (ratio, outputs.mean_of_all())
-        };
-        let newcomer = case::newcomer(need, ratio);
+        let newcomer = case::newcomer(need, expected);
+        let mean = self.lock_outputs().mean_of_all();
         view.stopped = local.engine.load().stopped;
         view.age_ms = snapshot.age(Instant::now()).as_millis() as u64;
         view.waiting = engine.waiting.len();
@@ -279,37 +301,79 @@ impl Hybrid {
         view.max_running = engine.max_running;
         view.kv_total = engine.kv_total;
         view.kv_free = engine.kv_free;
-        let tokens = need.prompt_tokens as usize + newcomer.expected as usize;
+        let tokens = need.prompt_tokens as usize + expected as usize;
         view.kv_needed = engine.blocks(tokens);
-        view.forecast = route::forecast(&engine, &newcomer, mean_of_all);
+        view.forecast = route::forecast(&engine, &newcomer, mean);
+    }
+
+    /// Whether shown text is kept, because it may have to be continued.
+    fn keeps_text(&self) -> bool {
+        self.route.mid_stream == MidStream::Continue
     }
 
     /// Decides upon what is seen now; the model's state goes on from there.
     fn decide(&self, inner: &Inner, case: &mut Case) -> Decision {
         let now = self.now_ms();
+        case.local.hysteresis = self.state_of(&case.name);
         if !route::stays(&case.need, &case.local, &self.terms, now) {
             case.look_elsewhere(inner, self);
         }
-        // The model's state is read and goes on under one lock: requests decide one after the other.
+        let mut decision = self.decided(case, now);
+        // Another request may have changed the state since: then it is looked at once more.
+        if case.views.is_empty() && !route::stays(&case.need, &case.local, &self.terms, now) {
+            case.look_elsewhere(inner, self);
+            decision = self.decided(case, now);
+        }
+        case.upon = (case.local.clone(), now);
+        decision
+    }
+
+    fn state_of(&self, model: &str) -> Hysteresis {
+        let states = self.lock_hysteresis();
+        states.get(model).copied().unwrap_or_default()
+    }
+
+    /// Reads the model's state, decides, and lets the state go on, under one lock.
+    fn decided(&self, case: &mut Case, now: u64) -> Decision {
         let mut states = self.lock_hysteresis();
         let state = states.entry(case.name.clone()).or_default();
         case.local.hysteresis = *state;
         let decision = route::decide(&case.need, &case.local, &case.views, &self.terms, now);
         *state = decision.diverting_after;
-        drop(states);
-        case.upon = (case.local.clone(), now);
         decision
     }
 
-    /// Decides once more, with this machine as it is by now.
-    fn decide_with(&self, inner: &Inner, case: &mut Case, local: LocalView) -> Decision {
+    /// Decides once more with this view of this machine; none unless an upstream takes the request.
+    fn decide_again(&self, inner: &Inner, case: &mut Case, local: LocalView) -> Option<Decision> {
+        case.look_away();
         case.look_elsewhere(inner, self);
         let now = self.now_ms();
-        let decision = route::decide(&case.need, &local, &case.views, &self.terms, now);
-        if decision.outcome == Outcome::Remote {
-            case.upon = (local, now);
+        let before = std::mem::replace(&mut case.local, local);
+        let decision = self.decided(case, now);
+        let goes = decision.outcome == Outcome::Remote;
+        if goes {
+            case.upon = (case.local.clone(), now);
+        } else {
+            case.local = before;
         }
-        decision
+        goes.then_some(decision)
+    }
+
+    /// Decides once more about a request that has waited here for so long, and still waits.
+    ///
+    /// Whoever would come now would wait behind it, so that a newcomer's forecast is rather too long for it: what
+    /// keeps a request here then would have kept it anyway.
+    fn reconsider(&self, inner: &Inner, case: &mut Case, waited: Duration) -> Option<Decision> {
+        let local = inner.local.as_ref()?;
+        let mut view = case.local.clone();
+        self.look_here(local, &case.need, case.expected_tokens(), &mut view);
+        // It is one of those who wait.
+        view.waiting = view.waiting.max(1);
+        let waited = waited.as_millis() as u64;
+        if let Some(forecast) = &mut view.forecast {
+            forecast.ttft_ms = forecast.ttft_ms.saturating_add(waited);
+        }
+        self.decide_again(inner, case, view)
     }
 }
 

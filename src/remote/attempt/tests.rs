@@ -51,6 +51,10 @@ impl Decoder for Script {
     fn is_done(&self) -> bool {
         self.done
     }
+
+    fn has_ended(&self) -> bool {
+        self.finish || self.done
+    }
 }
 
 impl Script {
@@ -152,6 +156,7 @@ fn events(
             ..Head::default()
         },
         client: None,
+        late: Late::default(),
     };
     let report = Report(Some(heard.clone()));
     let events = Events::new(
@@ -256,7 +261,8 @@ async fn a_cut_anywhere_shows_a_prefix_and_never_counts_as_an_end() {
             let pieces = all[..cut].chunks(3).map(|c| (1, c.to_vec())).collect();
             let (text, end, heard) = run(body(pieces, then), stream(), timing()).await;
             assert!("hé world".starts_with(&text), "{cut}: {text}");
-            let complete = cut == all.len() || (!then_breaks && cut >= finish);
+            // Of a line that nothing ended, only a good end says that it is whole.
+            let complete = cut >= if then_breaks { finish + 2 } else { finish };
             assert_eq!(end.is_ok(), complete, "{cut} {then_breaks}");
             let failure = match (text.is_empty(), then_breaks) {
                 (true, true) => Class::Transport,
@@ -297,7 +303,7 @@ async fn each_clock_runs_out_at_its_time() {
     assert_eq!(heard, ["first", "mid_stream"]);
     let fault = end.unwrap_err();
     assert_eq!(
-        fault.message,
+        &*fault.message,
         "the answer broke off (timeout): silence for 30 s"
     );
     assert_eq!(
@@ -444,7 +450,7 @@ async fn an_event_without_end_is_refused() {
     let (_, end, heard) = run(body(pieces, Then::Hangs), stream(), timing()).await;
     assert_eq!(class(&end), Some(Class::ServerError));
     assert_eq!(
-        end.unwrap_err().message,
+        &*end.unwrap_err().message,
         "one event is longer than 1024 bytes"
     );
     assert_eq!(heard, ["server_error"]);
@@ -470,4 +476,30 @@ async fn a_caller_that_leaves_is_reported_as_such() {
     full.next().await.unwrap().unwrap();
     drop(full);
     assert_eq!(heard.all(), ["first", "done"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_end_was_told_is_whole_however_the_connection_ends() {
+    for then in [Then::Breaks, Then::Hangs] {
+        let began = Tick::now();
+        let source = body(vec![(1, [A, F].concat())], then);
+        let (text, end, heard) = run(source, stream(), timing()).await;
+        assert_eq!((text.as_str(), end), ("a", Ok(())));
+        assert_eq!(heard, ["first", "done"]);
+        assert!(began.elapsed() <= AFTER_END + Duration::from_secs(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_the_wrong_shape_is_no_answer() {
+    let check: Check =
+        Arc::new(|finish| (finish.generated_text == "one ").then(|| "no".to_owned()));
+    let mut decoder = Checked::new(Script::default(), Some(check.clone()));
+    decoder.event("{\"t\":\"one \"}").unwrap();
+    decoder.event("{\"f\":1}").unwrap();
+    let fault = decoder.end().unwrap_err();
+    assert_eq!(fault.class, Class::SchemaViolation);
+    assert_eq!(fault.usage.as_deref(), Some(&Usage::counted(1, 1)));
+    let mut decoder = Checked::new(Script::default(), Some(check));
+    assert!(decoder.whole(b"{\"t\":\"two\"}").is_ok());
 }

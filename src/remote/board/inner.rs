@@ -104,6 +104,10 @@ pub(super) struct Upstream {
     pub(super) inflight: u32,
     pub(super) bar: Option<Bar>,
     pub(super) cold: ColdStart,
+    /// When a request last showed whether the endpoint serves.
+    pub(super) heard: Option<Instant>,
+    /// Whether a request wanted the endpoint while it did not serve.
+    pub(super) wanted: bool,
     pub(super) retries: RetryBudget,
     pub(super) hedges: HedgeBudget,
 }
@@ -169,6 +173,8 @@ impl Inner {
             inflight: 0,
             bar: None,
             cold: ColdStart::new(config.cold_start),
+            heard: None,
+            wanted: false,
             retries: RetryBudget::new(
                 retry.budget_ratio,
                 retry.budget_ttl,
@@ -226,10 +232,11 @@ impl Inner {
         self.names.get(target).copied()
     }
 
-    /// What speaks against an attempt, breakers apart.
+    /// What speaks against an attempt on this account, breakers apart.
     pub(super) fn obstacle(
         &self,
         place: usize,
+        account: usize,
         now: Instant,
         expected: Expected,
     ) -> Result<(), NotNow> {
@@ -247,7 +254,7 @@ impl Inner {
                 return Err(bar.not_now());
             }
         }
-        let account = &self.accounts[target.account];
+        let account = &self.accounts[account];
         if let Some(until) = account.parking.until(now) {
             return Err(NotNow::Parked(until.saturating_duration_since(now)));
         }
@@ -303,7 +310,7 @@ impl Inner {
             output_tokens: 0,
         };
         let admitted = self
-            .obstacle(place, now, least)
+            .obstacle(place, target.account, now, least)
             .and_then(|()| self.would_admit(place, now, true));
         let admits = admitted.is_ok();
         let credential = &self.credentials[upstream.credential];
@@ -360,6 +367,7 @@ impl Inner {
             }
         }
         self.upstreams[upstream].cold.awake(now);
+        self.upstreams[upstream].heard = Some(now);
         self.accounts[ticket.account].parking.answered(ticket.began);
     }
 
@@ -458,10 +466,17 @@ impl Inner {
             Class::Overloaded if retry_after.is_some() => {
                 parking.refuse(ticket.began, now, retry_after, rand);
             }
-            Class::ColdStart => self.upstreams[upstream].cold.asleep(now),
+            Class::ColdStart => {
+                let upstream = &mut self.upstreams[upstream];
+                upstream.cold.asleep(now);
+                upstream.heard = Some(now);
+            }
             Class::Paused => {
                 let bar = Bar::new(Why::Paused, RETRIAL, None, now);
-                self.upstreams[upstream].bar = Some(bar);
+                let upstream = &mut self.upstreams[upstream];
+                upstream.bar = Some(bar);
+                upstream.heard = Some(now);
+                upstream.wanted = true;
             }
             Class::NotServed => self.bar_target(place, now),
             Class::AuthFailed | Class::QuotaExhausted

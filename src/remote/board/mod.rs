@@ -31,6 +31,8 @@ pub use status::{NotNow, TargetState, TargetStatus};
 
 /// How often a target that an operator must mend is tried, in case it was mended.
 const RETRIAL: Duration = Duration::from_secs(600);
+/// What is wrong with an endpoint that its control plane says failed.
+const START_FAILED: &str = "its control plane says that the endpoint failed; look at its logs";
 /// The longest that a state waits for a month to begin.
 const MONTH: Duration = Duration::from_secs(31 * 86_400);
 
@@ -173,12 +175,36 @@ impl Board {
         has_alternative: bool,
         expected: Expected,
     ) -> Result<Ticket, NotNow> {
+        self.begin_with(target, None, now, has_alternative, expected)
+    }
+
+    /// The same for a request that `provider` shall answer: limits are counted by credential and provider. None
+    /// means the target's usual one.
+    ///
+    /// Errors: as above.
+    pub fn begin_with(
+        &self,
+        target: &str,
+        provider: Option<&Arc<str>>,
+        now: Instant,
+        has_alternative: bool,
+        expected: Expected,
+    ) -> Result<Ticket, NotNow> {
         let mut inner = self.lock();
         let place = inner.place(target).ok_or(NotNow::Unknown)?;
-        inner.give_up_waking(place, now);
-        inner.obstacle(place, now, expected)?;
-        inner.would_admit(place, now, has_alternative)?;
         let upstream = inner.targets[place].upstream;
+        let account = match provider {
+            Some(provider) => inner.account(upstream, Some(provider), now),
+            None => inner.targets[place].account,
+        };
+        inner.give_up_waking(place, now);
+        if let Err(obstacle) = inner.obstacle(place, account, now, expected) {
+            if matches!(obstacle, NotNow::Paused | NotNow::Waking(_)) {
+                inner.upstreams[upstream].wanted = true;
+            }
+            return Err(obstacle);
+        }
+        inner.would_admit(place, now, has_alternative)?;
         let refused = |refused| not_now(refused, now);
         let whole = inner.upstreams[upstream]
             .breaker
@@ -191,7 +217,7 @@ impl Board {
                 return Err(refused(error));
             }
         };
-        Ok(self.issue(&mut inner, place, (own, whole), now, expected))
+        Ok(self.issue(&mut inner, (place, account), (own, whole), now, expected))
     }
 
     /// Begins an attempt although breakers are open, because no target of the model is left: one in
@@ -210,7 +236,7 @@ impl Board {
         let mut least: Option<Duration> = None;
         let mut other = NotNow::Unknown;
         for place in targets.iter().filter_map(|name| inner.place(name)) {
-            match inner.obstacle(place, now, expected) {
+            match inner.obstacle(place, inner.targets[place].account, now, expected) {
                 Ok(()) if inner.is_closed(place, now) => return Err(NotNow::HalfOpen),
                 Ok(()) => candidates.push(place),
                 Err(error) => other = error,
@@ -235,7 +261,10 @@ impl Board {
         let whole = inner.upstreams[upstream].breaker.trial(now);
         let own = inner.targets[place].breaker.trial(now);
         match own.zip(whole) {
-            Some(permits) => Ok(self.issue(&mut inner, place, permits, now, expected)),
+            Some(permits) => {
+                let account = inner.targets[place].account;
+                Ok(self.issue(&mut inner, (place, account), permits, now, expected))
+            }
             None => Err(NotNow::HalfOpen),
         }
     }
@@ -271,6 +300,7 @@ impl Board {
             context_length: target.context_length,
             least_left: inner.clocks.least_left.max(target.latency.p50(0)),
             on,
+            token_env: upstream.token_env.as_deref().map(Arc::from),
         })
     }
 
@@ -338,47 +368,73 @@ impl Board {
         let target = &mut inner.targets[place];
         target.provider = provider;
         target.account = account;
-        target.context_length = context_length.or(target.context_length);
+        target.context_length = context_length;
         target.latency.set_prior(first_token, tokens_per_second);
     }
 
     /// An upstream's catalogue was read anew: `served` says of each of its targets whether it is listed there
-    /// as live; it must not ask the board. What was thought not to be served may be tried again.
+    /// as live; it must not ask the board. What was thought not to be served may be tried again, and what is not
+    /// listed is tried once in a while.
     pub fn catalogue_read(&self, upstream: &str, served: impl Fn(&str) -> bool, now: Instant) {
         let mut inner = self.lock();
         for place in 0..inner.targets.len() {
             if &*inner.upstreams[inner.targets[place].upstream].name != upstream {
                 continue;
             }
-            inner.targets[place].bar = None;
-            if !served(&inner.targets[place].name) {
+            if served(&inner.targets[place].name) {
+                inner.targets[place].bar = None;
+            } else if inner.targets[place].bar.is_none() {
                 inner.bar_target(place, now);
             }
         }
     }
 
-    /// An upstream's control plane was asked.
-    pub fn endpoint(&self, upstream: &str, state: EndpointState, now: Instant) {
+    /// An upstream's control plane was asked `at` that moment. What requests have shown since counts for more than
+    /// its answer, and an answer that says nothing new changes nothing.
+    pub fn endpoint(&self, upstream: &str, state: EndpointState, at: Instant) {
         self.with_upstream(upstream, |upstream| {
-            let paused = |bar: &Bar| bar.why == Why::Paused;
-            if state != EndpointState::Paused && upstream.bar.as_ref().is_some_and(paused) {
-                upstream.bar = None;
+            if upstream.heard.is_some_and(|heard| at <= heard) {
+                return;
+            }
+            let why = match state {
+                EndpointState::Paused => Some(Why::Paused),
+                EndpointState::Failed => Some(Why::Misconfigured(START_FAILED.to_owned())),
+                _ => None,
+            };
+            let theirs = |bar: &Bar| match &bar.why {
+                Why::Paused => true,
+                Why::Misconfigured(why) => why == START_FAILED,
+                Why::AuthFailed | Why::Quota => false,
+            };
+            let stays = |bar: &Bar| !theirs(bar) || why.as_ref() == Some(&bar.why);
+            upstream.bar = upstream.bar.take().filter(stays);
+            if let Some(why) = why {
+                let bar = || Bar::new(why, RETRIAL, None, at);
+                upstream.bar.get_or_insert_with(bar);
             }
             match state {
-                EndpointState::Running => upstream.cold.awake(now),
-                EndpointState::Waking => upstream.cold.asleep(now),
+                EndpointState::Running => upstream.cold.awake(at),
+                EndpointState::Waking => upstream.cold.asleep(at),
                 // Asleep is no trouble yet: the next request wakes it, and says so by its own answer.
                 EndpointState::ScaledToZero => upstream.cold.still_asleep(),
-                EndpointState::Paused => {
-                    upstream.bar = Some(Bar::new(Why::Paused, RETRIAL, None, now));
-                }
-                EndpointState::Failed => {
-                    let why = "its control plane says that the endpoint failed; look at its logs";
-                    let why = Why::Misconfigured(why.to_owned());
-                    upstream.bar = Some(Bar::new(why, RETRIAL, None, now));
-                }
+                EndpointState::Paused | EndpointState::Failed => {}
             }
         });
+    }
+
+    /// A request would have gone to this target, had its endpoint not been paused or asleep.
+    pub fn want(&self, target: &str) {
+        let mut inner = self.lock();
+        if let Some(place) = inner.place(target) {
+            let upstream = inner.targets[place].upstream;
+            inner.upstreams[upstream].wanted = true;
+        }
+    }
+
+    /// Whether a request has wanted an upstream's endpoint since this was last asked, and it did not serve.
+    pub fn take_wanted(&self, upstream: &str) -> bool {
+        self.with_upstream(upstream, |upstream| std::mem::take(&mut upstream.wanted))
+            .unwrap_or(false)
     }
 
     /// Whether an upstream's endpoint is waking, so that its control plane is worth asking often.
@@ -410,12 +466,11 @@ impl Board {
     fn issue(
         &self,
         inner: &mut Inner,
-        place: usize,
+        (place, account): (usize, usize),
         permits: (Permit, Permit),
         now: Instant,
         expected: Expected,
     ) -> Ticket {
-        let account = inner.targets[place].account;
         let upstream = inner.targets[place].upstream;
         let credential = inner.upstreams[upstream].credential;
         let tokens = expected
@@ -466,18 +521,6 @@ impl Board {
 }
 
 impl Ticket {
-    /// Whether this attempt is a trial of a breaker.
-    pub fn is_probe(&self) -> bool {
-        self.permits
-            .as_ref()
-            .is_some_and(|(own, whole)| own.is_probe() || whole.is_probe())
-    }
-
-    /// Whether this attempt is to wake its endpoint.
-    pub fn is_waker(&self) -> bool {
-        self.waker
-    }
-
     /// The time for which the endpoint's proxy should hold this attempt while the endpoint wakes, for the
     /// header `X-Scale-Up-Timeout`. None where it is awake, or the request has not so much time `left`.
     pub fn scale_up_timeout(&self, left: Duration, now: Instant) -> Option<Duration> {
@@ -511,6 +554,19 @@ impl Ticket {
             inner.upstreams[upstream].breaker.first_token(whole, now);
         }
         inner.lives(self, now);
+    }
+
+    /// Nothing was sent after all: what the attempt took of its account's rates goes back, too.
+    pub fn give_back(mut self) {
+        let board = self.board.clone();
+        let mut inner = board.lock();
+        if self.permits.is_some() {
+            inner.used(&self, 0);
+            if let Some(rate) = &mut inner.accounts[self.account].requests {
+                rate.settle(1, 0);
+            }
+        }
+        inner.abandon(&mut self);
     }
 
     /// The attempt ended.

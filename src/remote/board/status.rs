@@ -56,7 +56,7 @@ impl NotNow {
         };
         Fault {
             retry_after: wait,
-            ..Fault::new(class, self.to_string())
+            ..Fault::unsent(class, self.to_string())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The board as a whole: every row of the contract's table, restarts, and random histories.
+//! The board as a whole: every row of the table of classes, restarts, and random histories.
 
 use std::collections::BTreeSet;
 use std::time::UNIX_EPOCH;
@@ -34,7 +34,6 @@ fn upstream(name: &str, kind: UpstreamKind, token: &str) -> UpstreamConfig {
         allow_private: false,
         ca_file: None,
         proxy: None,
-        passthrough_extra: false,
     }
 }
 
@@ -298,7 +297,6 @@ fn one_request_wakes_an_endpoint_and_the_others_learn_when() {
     let (board, now) = board(&config());
     fail(&board, "e", Class::ColdStart, None, now);
     let waker = begin(&board, "e", now + S).expect("the waker");
-    assert!(waker.is_waker());
     assert_eq!(waker.scale_up_timeout(300 * S, now + S), Some(295 * S));
     assert_eq!(waker.scale_up_timeout(60 * S, now + S), None);
     let others = begin(&board, "e", now + 30 * S).err();
@@ -357,7 +355,6 @@ fn when_every_target_is_open_one_request_in_five_seconds_goes_out() {
     }
     let expected = Expected::default();
     let trial = board.trial(&names, now, expected).expect("the first");
-    assert!(trial.is_probe());
     assert!(board.trial(&names, now + S, expected).is_err());
     trial.finish(
         Outcome::failed(&Fault::new(Class::Timeout, "")),
@@ -583,4 +580,87 @@ proptest! {
         let inner = board.lock();
         prop_assert!(inner.upstreams.iter().all(|upstream| upstream.inflight == 0));
     }
+}
+
+#[test]
+fn what_is_not_served_is_tried_once_in_a_while_and_comes_back() {
+    let (board, now) = board(&config());
+    fail(&board, "c", Class::NotServed, None, now);
+    let admits = |at| board.view("c", at).expect("there").admits;
+    assert!(!admits(now + 9 * MIN));
+    board.catalogue_read("router", |_| false, now + 9 * MIN);
+    assert!(admits(now + 10 * MIN), "a catalogue puts no trial off");
+    fail(&board, "c", Class::NotServed, None, now + 10 * MIN);
+    assert!(!admits(now + 19 * MIN));
+    answer(&board, "c", now + 20 * MIN);
+    assert_eq!(states(&board, now + 20 * MIN)[2], "closed");
+}
+
+#[test]
+fn a_control_planes_word_is_older_than_what_requests_have_shown_since() {
+    let (board, now) = board(&config());
+    fail(&board, "e", Class::ColdStart, None, now + 2 * S);
+    board.endpoint("endpoint", EndpointState::Running, now + S);
+    assert_eq!(states(&board, now + 3 * S)[3], "waking");
+    board.endpoint("endpoint", EndpointState::Running, now + 3 * S);
+    assert_eq!(states(&board, now + 3 * S)[3], "closed");
+    answer(&board, "e", now + 5 * S);
+    board.endpoint("endpoint", EndpointState::Paused, now + 4 * S);
+    assert_eq!(states(&board, now + 5 * S)[3], "closed");
+
+    for state in [EndpointState::Paused, EndpointState::Failed] {
+        let start = now + 6 * S;
+        // Said again and again, it puts the trial off no further.
+        for second in 0..MIN.as_secs() as u32 * 10 {
+            board.endpoint("endpoint", state, start + second * S);
+        }
+        let admits = |at| board.view("e", at).expect("there").admits;
+        assert!(
+            !admits(start + 9 * MIN) && admits(start + 10 * MIN),
+            "{state:?}"
+        );
+        board.endpoint("endpoint", EndpointState::Waking, start + 10 * MIN);
+        assert_eq!(states(&board, start + 10 * MIN)[3], "waking");
+        board.endpoint("endpoint", EndpointState::Running, start + 10 * MIN + S);
+    }
+}
+
+#[test]
+fn who_wants_an_endpoint_that_does_not_serve_is_remembered_once() {
+    let (board, now) = board(&config());
+    assert!(!board.take_wanted("endpoint"));
+    fail(&board, "e", Class::Paused, None, now);
+    assert!(board.take_wanted("endpoint") && !board.take_wanted("endpoint"));
+    assert_eq!(begin(&board, "e", now).err(), Some(NotNow::Paused));
+    assert!(board.take_wanted("endpoint"));
+    board.want("e");
+    assert!(board.take_wanted("endpoint") && !board.take_wanted("router"));
+}
+
+#[test]
+fn limits_are_counted_by_who_answers_and_go_back_when_nothing_was_sent() {
+    let mut config = config();
+    config.upstreams[0].rpm = Some(1);
+    config.upstreams[0].tpm = Some(100);
+    let (board, now) = board(&config);
+    let most = Expected {
+        prompt_tokens: 50,
+        output_tokens: 50,
+    };
+    let by = |provider: &str| board.begin_with("a", Some(&provider.into()), now, true, most);
+    let ticket = by("together").expect("nothing speaks against it");
+    ticket.finish(
+        Outcome::Failed {
+            class: Class::RateLimited,
+            retry_after: Some(10 * S),
+        },
+        now,
+    );
+    assert!(matches!(by("together"), Err(NotNow::Parked(_))));
+    assert!(matches!(begin(&board, "c", now), Err(NotNow::Parked(_))));
+    for _ in 0..3 {
+        by("groq").expect("nothing was sent before").give_back();
+    }
+    drop(by("groq").expect("the minute's only one"));
+    assert!(matches!(by("groq"), Err(NotNow::Parked(_))));
 }

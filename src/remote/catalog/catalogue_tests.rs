@@ -176,8 +176,14 @@ fn the_operators_word_comes_first_and_own_machines_cost_nothing() {
     );
     assert_eq!(known.target.context_length, Some(4000));
     assert_eq!(known.target.capabilities.tools, Some(false));
-    catalogue.learn_context(&said, 2048);
-    assert_eq!(facts(&catalogue, &said).target.context_length, Some(2048));
+    let context = || facts(&catalogue, &said).target.context_length;
+    catalogue.learn_context(&said, 5, SystemTime::now());
+    assert_eq!(context(), Some(4000), "no model is that small");
+    let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);
+    catalogue.learn_context(&said, 2048, ago(3500));
+    assert_eq!(context(), Some(2048));
+    catalogue.learn_context(&said, 2048, ago(3601));
+    assert_eq!(context(), Some(4000), "an hour later");
 
     let own = facts(&catalogue, &target("mine", "box", "m"));
     assert_eq!(

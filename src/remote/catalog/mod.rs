@@ -32,6 +32,12 @@ use super::facts::TargetFacts;
 pub use edition::{Edition, Offer, pusd};
 pub use shelf::{Applied, Known, Refused, STALE_AFTER, Shape, Shelf};
 
+/// How long a limit is believed that a target named when it refused a request.
+const LEARNED_FOR: Duration = Duration::from_secs(3600);
+
+/// The smallest context that is learned from a refusal.
+const LEAST_CONTEXT: u32 = 256;
+
 /// Where a price comes from, as it stands beside a cost in ledgers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Basis {
@@ -94,7 +100,7 @@ struct State {
     shelves: BTreeMap<Arc<str>, Shelf>,
     detected: BTreeMap<Arc<str>, Detected>,
     watches: BTreeMap<Arc<str>, Watch>,
-    contexts: BTreeMap<Arc<str>, u32>,
+    contexts: BTreeMap<Arc<str>, (u32, SystemTime)>,
     answered: BTreeSet<Arc<str>>,
 }
 
@@ -159,7 +165,11 @@ impl Catalogue {
         let said = target.context_length.or(known.context_length);
         let said = said.or_else(|| detected?.context_length(&target.model));
         // A limit that the target itself named when it refused a request is the truth, whoever said more.
-        let refused_at = state.contexts.get(&target.name).copied();
+        let refused_at = state.contexts.get(&target.name);
+        let refused_at = refused_at.and_then(|(tokens, learned)| {
+            let age = now.duration_since(*learned).unwrap_or_default();
+            (age < LEARNED_FOR).then_some(*tokens)
+        });
         let context_length = said.into_iter().chain(refused_at).min();
         let revision = || known.revision.clone().unwrap_or_default();
         let (price, basis) = match (upstream.billing, target.price, known.price) {
@@ -209,9 +219,14 @@ impl Catalogue {
         self.read().detected.get(upstream).cloned()
     }
 
-    /// What the control plane last said of an endpoint, and since when it is in that state.
+    /// What the control plane last said of an endpoint, and when it was asked.
     pub fn endpoint(&self, upstream: &str) -> Option<(Endpoint, Instant)> {
-        self.read().watches.get(upstream)?.seen()
+        self.read().watches.get(upstream)?.latest()
+    }
+
+    /// When a router last told or confirmed its catalogue; none where there is none.
+    pub fn confirmed(&self, upstream: &str) -> Option<SystemTime> {
+        self.read().shelves.get(upstream)?.confirmed()
     }
 
     /// A request wants an endpoint that doesn't serve: its state is asked for more often, and it is resumed if
@@ -235,11 +250,12 @@ impl Catalogue {
         }
     }
 
-    /// A target has refused a request as longer than so many tokens.
-    pub fn learn_context(&self, target: &TargetConfig, tokens: u32) {
-        if tokens > 0 {
+    /// A target has refused a request as longer than so many tokens. That holds for an hour; a number that no
+    /// model's context is as small as is left out.
+    pub fn learn_context(&self, target: &TargetConfig, tokens: u32, now: SystemTime) {
+        if tokens >= LEAST_CONTEXT {
             let name = Arc::clone(&target.name);
-            self.write().contexts.insert(name, tokens);
+            self.write().contexts.insert(name, (tokens, now));
         }
     }
 

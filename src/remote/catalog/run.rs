@@ -231,6 +231,7 @@ impl Catalogue {
         let describe = describe_path(control);
         loop {
             let question = Question::control(name, describe.clone());
+            let asked = Instant::now();
             let answer = fetch.ask(question).await.and_then(success);
             let read = answer.and_then(|answer| {
                 Endpoint::read(&answer.body).ok_or_else(|| {
@@ -245,7 +246,7 @@ impl Catalogue {
                     if reach.answered() {
                         tracing::info!(upstream = %name, "the control plane is reached again");
                     }
-                    self.saw(upstream, endpoint, Instant::now());
+                    self.saw(upstream, endpoint, asked);
                     if self.must_resume(name, Instant::now()) {
                         self.resume(upstream, control, fetch).await;
                     }

@@ -28,7 +28,6 @@ pub(in crate::remote) fn upstream(name: &str, kind: UpstreamKind) -> UpstreamCon
         allow_private: false,
         ca_file: None,
         proxy: None,
-        passthrough_extra: false,
     }
 }
 

@@ -28,18 +28,8 @@ pub struct Head {
     pub provider: Option<String>,
     /// The upstream's name for the request: `x-request-id`, else `inference-id`.
     pub request_id: Option<String>,
-    /// `inference-id`: the provider's own name for the request.
-    pub inference_id: Option<String>,
     /// `etag`.
     pub etag: Option<String>,
-    /// `ratelimit`, as it was sent.
-    pub rate_limit: Option<String>,
-    /// `x-queue-time` of a text-generation-inference server.
-    pub queue_time: Option<Duration>,
-    /// `x-prompt-tokens` of the same.
-    pub prompt_tokens: Option<u32>,
-    /// `x-generated-tokens` of the same.
-    pub generated_tokens: Option<u32>,
 }
 
 impl Head {
@@ -49,7 +39,6 @@ impl Head {
             let text = headers.get(name)?.to_str().ok()?.trim();
             (!text.is_empty() && text.len() <= LONGEST_TEXT).then(|| text.to_owned())
         };
-        let inference_id = text("inference-id");
         Self {
             status,
             content_type: text("content-type").map(|text| {
@@ -58,15 +47,8 @@ impl Head {
             }),
             retry_after: retry_after(&text, now).map(|hint| hint.min(LONGEST_HINT)),
             provider: text("x-inference-provider"),
-            request_id: text("x-request-id").or_else(|| inference_id.clone()),
-            inference_id,
+            request_id: text("x-request-id").or_else(|| text("inference-id")),
             etag: text("etag"),
-            rate_limit: text("ratelimit"),
-            queue_time: text("x-queue-time")
-                .and_then(|ms| ms.parse().ok())
-                .and_then(|ms: f64| Duration::try_from_secs_f64(ms / 1000.0).ok()),
-            prompt_tokens: text("x-prompt-tokens").and_then(|n| n.parse().ok()),
-            generated_tokens: text("x-generated-tokens").and_then(|n| n.parse().ok()),
         }
     }
 
@@ -76,9 +58,7 @@ impl Head {
             &mut self.content_type,
             &mut self.provider,
             &mut self.request_id,
-            &mut self.inference_id,
             &mut self.etag,
-            &mut self.rate_limit,
         ];
         for text in texts {
             text.take_if(|text| !secret.is_empty() && text.contains(secret));
@@ -295,14 +275,9 @@ mod tests {
             ("inference-id", "abc"),
             ("set-cookie", "SECRET=1"),
             ("location", "http://evil"),
-            ("x-queue-time", "12"),
-            ("x-prompt-tokens", "7"),
-            ("x-generated-tokens", "x"),
         ]);
         assert_eq!(head.content_type.as_deref(), Some("text/event-stream"));
         assert_eq!(head.request_id.as_deref(), Some("abc"));
-        assert_eq!(head.queue_time, Some(Duration::from_millis(12)));
-        assert_eq!((head.prompt_tokens, head.generated_tokens), (Some(7), None));
         let text = format!("{head:?}");
         assert!(!text.contains("SECRET") && !text.contains("evil"), "{text}");
     }

@@ -53,10 +53,8 @@ const ERROR_BODY: Duration = Duration::from_secs(3);
 const CALL_HEADERS: &[&str] = &[
     "accept-language",
     "cancel-after",
-    "idempotency-key",
     "if-none-match",
     "prefer",
-    "traceparent",
     "x-scale-up-timeout",
     "x-source-channel",
 ];
@@ -293,18 +291,25 @@ impl Client {
             let limit = since + within;
             tokio::select! {
                 biased;
-                answer = &mut answer => break answer.map_err(|e| self.broken(&e))?,
+                answer = &mut answer => break answer.map_err(|e| Fault {
+                    // A body that nobody asked for was not begun; that of nothing is never asked for.
+                    unsent: e.is_connect() || progress.get().0 == Phase::Waiting,
+                    ..self.broken(&e)
+                })?,
                 () = progress.changed.notified() => {}
                 () = tokio::time::sleep_until(limit.min(deadline)) => {
                     if progress.get().0 != phase {
                         continue;
                     }
                     if deadline <= limit {
-                        return Err(Fault::new(Class::Deadline, "the request's deadline passed"));
+                        return Err(Fault {
+                            unsent: phase == Phase::Waiting,
+                            ..Fault::new(Class::Deadline, "the request's deadline passed")
+                        });
                     }
                     let within = within.as_secs_f64();
                     return Err(match phase {
-                        Phase::Waiting => Fault::new(
+                        Phase::Waiting => Fault::unsent(
                             Class::LocalPressure,
                             format!("no connection was free within {within} s"),
                         ),
@@ -392,16 +397,18 @@ impl Client {
     pub(super) fn scrub(&self, mut fault: Fault) -> Fault {
         if let Some(secret) = &self.0.secret {
             let secret = secret.expose();
-            let parts = [
-                &mut fault.param,
-                &mut fault.provider,
-                &mut fault.upstream_request_id,
-            ];
+            fault
+                .param
+                .take_if(|param| !secret.is_empty() && param.contains(secret));
+            let parts = [&mut fault.provider, &mut fault.upstream_request_id];
             let texts = parts.into_iter().filter_map(Option::as_mut);
-            for text in texts.chain([&mut fault.message]) {
+            for text in texts {
                 if !secret.is_empty() && text.contains(secret) {
                     *text = text.replace(secret, "[redacted]");
                 }
+            }
+            if !secret.is_empty() && fault.message.contains(secret) {
+                fault.message = fault.message.replace(secret, "[redacted]").into();
             }
         }
         fault
@@ -414,7 +421,7 @@ impl Client {
         now: Tick,
     ) -> Result<(reqwest::Request, usize, Arc<Progress>), Fault> {
         let inner = &*self.0;
-        let wrong = |message: String| Fault::new(Class::Misconfigured, message);
+        let wrong = |message: String| Fault::unsent(Class::Misconfigured, message);
         let (destination, body) = passport.spend();
         if destination.upstream != inner.upstream
             || !inner.hosts.iter().any(|host| **host == *destination.host)

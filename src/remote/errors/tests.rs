@@ -288,14 +288,14 @@ fn every_shape_gives_its_words() {
         ),
     ];
     for (body, words) in rows {
-        assert_eq!(read(400, PAID, body).message, *words, "{body}");
+        assert_eq!(&*read(400, PAID, body).message, *words, "{body}");
     }
     let html = read(502, PAID, "<html><script>alert(1)</script></html>").message;
     assert!(
         html.starts_with("a page of HTML, 38 bytes") && !html.contains("script"),
         "{html}"
     );
-    assert_eq!(read(500, PAID, "").message, "status 500");
+    assert_eq!(&*read(500, PAID, "").message, "status 500");
 }
 
 #[test]
@@ -526,7 +526,7 @@ fn operators_read_what_to_do() {
         ),
     ];
     for (status, origin, body, message) in golden {
-        assert_eq!(read(*status, *origin, body).message, *message);
+        assert_eq!(&*read(*status, *origin, body).message, *message);
     }
 }
 
@@ -543,4 +543,101 @@ fn what_the_head_says_is_kept() {
     assert_eq!(fault.retry_after, Some(Duration::from_secs(7)));
     assert_eq!(fault.provider.as_deref(), Some("together"));
     assert_eq!(fault.upstream_request_id.as_deref(), Some("r1"));
+}
+
+/// Upstreams repeat what is wrong; nobody who asks may shut a target to everybody by what he writes.
+#[test]
+fn a_callers_words_in_a_refusal_shut_nothing() {
+    let written = [
+        "insufficient credits",
+        "insufficient_quota",
+        "credit balance is too low",
+        "You have exceeded your monthly included credits",
+        "model x not found",
+        "The model `x` does not exist",
+        "model_not_supported",
+        "not supported by any provider you have enabled",
+        "rate limit exceeded",
+        "Model is overloaded",
+        "Invalid state",
+        "this model's maximum context length is 5 tokens",
+        "`max_new_tokens` must be <= 5",
+        "max_model_len 5",
+    ];
+    let shut = [
+        Class::QuotaExhausted,
+        Class::NotServed,
+        Class::RateLimited,
+        Class::Overloaded,
+        Class::AuthFailed,
+        Class::Paused,
+        Class::ColdStart,
+        Class::Misconfigured,
+    ];
+    let frames = [
+        ("regex parse error: ", ": unclosed group"),
+        ("", " is not of type 'object'"),
+        ("Invalid schema: '", "'"),
+        ("'", "' is not valid under any of the given schemas"),
+        ("tool ", " is unknown"),
+    ];
+    for text in written {
+        for (before, after) in frames {
+            let message = format!("{before}{text}{after}");
+            let body = serde_json::json!({"error": {"message": message, "type": "invalid_request_error", "code": null}});
+            for origin in [HF, IE, TGI, OWN, PAID] {
+                for status in [400, 422] {
+                    let fault = read(status, origin, &body.to_string());
+                    assert!(
+                        !shut.contains(&fault.class),
+                        "{status} {message}: {fault:?}"
+                    );
+                    let anchored = before.is_empty() && text.starts_with(['t', '`']);
+                    assert!(
+                        anchored || fault.context_length.is_none(),
+                        "{message}: {fault:?}"
+                    );
+                }
+                let fault = in_stream(&body, origin);
+                assert!(
+                    !shut.contains(&fault.class),
+                    "in a stream, {message}: {fault:?}"
+                );
+            }
+        }
+    }
+    for sentence in [&UNSERVED, &SPENT, &PAUSED, &FULL] {
+        assert!(sentence.is_some());
+    }
+}
+
+#[test]
+fn whole_sentences_of_upstreams_are_believed() {
+    let rows = [
+        (
+            "You have exceeded your monthly included credits for Inference Providers. Subscribe to PRO to get 20x more monthly included credits.",
+            Class::QuotaExhausted,
+        ),
+        (
+            "You have depleted your monthly included credits. Purchase pre-paid credits to continue using Inference Providers.",
+            Class::QuotaExhausted,
+        ),
+        (
+            "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits.",
+            Class::QuotaExhausted,
+        ),
+        (
+            "The model `a/b` does not exist or you do not have access to it.",
+            Class::NotServed,
+        ),
+        (
+            "The requested model 'a/b:c' is not supported by provider 'x'",
+            Class::NotServed,
+        ),
+    ];
+    for (message, class) in rows {
+        let body = serde_json::json!({"error": message});
+        assert_eq!(read(400, PAID, &body.to_string()).class, class, "{message}");
+        assert_eq!(in_stream(&body, PAID).class, class, "{message}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What differs from provider to provider, as data: paths, headers and the form of a JSON Schema.
 //!
 //! A provider that is not listed speaks plain OpenAI; names of providers come and go, so none is refused.
-//! Source: remote contract 1.6 (huggingface_hub's `_providers`, August 2026).
+//! Source: huggingface_hub's `_providers`, August 2026.
 
 use crate::remote::config::UpstreamKind;
 use crate::remote::facts::TargetFacts;

@@ -712,7 +712,7 @@ fn a_template_gets_its_variables_where_it_can() {
     assert_eq!(fate(&lenient(&router(), &told)), Err("truncate"));
 }
 
-/// Bodies of five providers, through the router and directly; re-created by us from the contract, 1.6.
+/// Bodies of five providers, through the router and directly; re-created by us from their documentation.
 #[test]
 fn providers_through_the_router_and_directly() {
     let schema = json!({"type": "object", "properties": {}});

@@ -58,6 +58,22 @@ fn a_key_guards_what_costs_and_nothing_else() {
 }
 
 #[test]
+fn where_upstreams_stand_is_told_to_those_with_a_key() {
+    let open = Sconce::tiny("llama-tied").serve();
+    let none = serde_json::json!({"upstreams": []});
+    assert_eq!(open.get("/health/upstreams").ok(), none);
+    let server = Sconce::tiny("llama-tied").env("API_KEY", "k-1").serve();
+    let ask = |extra: &str| {
+        let request = format!(
+            "GET /health/upstreams HTTP/1.1\r\nHost: a\r\n{extra}Connection: close\r\n\r\n"
+        );
+        server.send(&request)
+    };
+    assert_eq!(ask("").status, 401);
+    assert_eq!(ask("Authorization: Bearer k-1\r\n").ok(), none);
+}
+
+#[test]
 fn a_key_may_come_as_clients_of_anthropic_send_it() {
     let server = Sconce::tiny("llama-tied").env("API_KEY", KEY).serve();
     let dummy = "authorization: Bearer dummy\r\n";

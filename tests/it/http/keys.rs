@@ -297,6 +297,10 @@ fn a_rate_is_each_keys_own() {
             (1..=60).contains(&wait.parse::<u64>().expect("whole seconds")),
             "{wait}"
         );
+        let left = format!(r#""requests";r=0;t={wait}"#);
+        assert_eq!(refused.header("ratelimit"), Some(left.as_str()));
+        let policy = r#""requests";q=1;w=60"#;
+        assert_eq!(refused.header("ratelimit-policy"), Some(policy));
     }
     assert_eq!(
         generate(&server, &bob).status,

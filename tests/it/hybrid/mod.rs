@@ -1,6 +1,16 @@
 //! Hybrid serving over sockets: a real sconce in front, and behind it a second one or a scripted upstream.
 
+mod asks;
+mod egress;
+mod failures;
+mod far;
+mod framing;
+mod front;
+mod overflow;
+mod seams;
 mod second;
+mod streams;
+mod waits;
 
 use std::path::PathBuf;
 

@@ -128,6 +128,7 @@ impl Running {
                 top_n: 0,
                 prompt_logprobs: ask.prompt_logprobs,
                 tenant: Tenant::anonymous(),
+                begun: Arc::default(),
                 output,
             })
         };

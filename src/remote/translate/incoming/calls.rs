@@ -1,5 +1,6 @@
 //! Calls of functions as upstreams stream them: in pieces by index, whole, or with the name in every piece.
 
+use serde::de::IgnoredAny;
 use serde_json::Value as Json;
 
 use super::json::Joiner;
@@ -9,7 +10,10 @@ use crate::remote::fault::{Class, Fault};
 /// The most calls that one answer may hold; a well-meant one has a handful.
 const MAX_CALLS: usize = 256;
 
-/// One call; its place here is its index for the caller.
+/// The longest id that is passed on; well-meant ones have some thirty characters.
+const LONGEST_ID: usize = 128;
+
+/// One call.
 #[derive(Debug, Clone, Default)]
 struct Slot {
     /// The upstream's index, where it gives one.
@@ -17,8 +21,8 @@ struct Slot {
     id: String,
     name: String,
     arguments: String,
-    /// Whether the caller knows of it.
-    begun: bool,
+    /// Its index for the caller, once the caller knows of it.
+    told: Option<usize>,
     joiner: Joiner,
 }
 
@@ -26,8 +30,20 @@ struct Slot {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Calls {
     slots: Vec<Slot>,
+    /// How many the caller knows of: they are numbered in the order they begin.
+    begun: usize,
     /// Whether there were more than there may be.
     too_many: bool,
+}
+
+/// What a call without arguments still needs, so that they are an object.
+fn closing(arguments: &str) -> Option<&'static str> {
+    match arguments.trim() {
+        "" => Some("{}"),
+        // What TGI streams of a call without arguments.
+        "{" => Some("}"),
+        _ => None,
+    }
 }
 
 impl Calls {
@@ -59,29 +75,44 @@ impl Calls {
             self.too_many = true;
             return;
         };
-        let slot = &mut self.slots[place];
-        if slot.id.is_empty() {
-            slot.id = id;
+        if self.slots[place].id.is_empty() {
+            self.slots[place].id = id;
         }
+        let fit = self.fit_id(place);
+        let slot = &mut self.slots[place];
         let arguments = slot.joiner.push(&arguments, marked);
         slot.arguments += &arguments;
-        if !slot.begun && !name.is_empty() {
-            slot.begun = true;
-            slot.name = name.clone();
-            pieces.push(ChatPiece::CallStart { index: place, name });
-            // What came before the name included.
-            if !slot.arguments.is_empty() {
-                pieces.push(ChatPiece::Arguments {
-                    index: place,
-                    text: slot.arguments.clone(),
-                });
-            }
-        } else if slot.begun && !arguments.is_empty() {
-            pieces.push(ChatPiece::Arguments {
-                index: place,
+        match slot.told {
+            Some(index) if !arguments.is_empty() => pieces.push(ChatPiece::Arguments {
+                index,
                 text: arguments,
-            });
+            }),
+            None if !name.is_empty() => {
+                let index = self.begun;
+                self.begun += 1;
+                slot.told = Some(index);
+                slot.name = name.clone();
+                let id = fit;
+                pieces.push(ChatPiece::CallStart { index, id, name });
+                // What came before the name included.
+                if !slot.arguments.is_empty() {
+                    let text = slot.arguments.clone();
+                    pieces.push(ChatPiece::Arguments { index, text });
+                }
+            }
+            _ => {}
         }
+    }
+
+    /// A call's id where it can name the call: plain, and not that of another one, since some servers give
+    /// every call the same.
+    fn fit_id(&self, place: usize) -> Option<String> {
+        let id = &self.slots[place].id;
+        let plain =
+            (1..=LONGEST_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+        let mut others = self.slots.iter().enumerate();
+        let taken = others.any(|(other, slot)| other != place && slot.id == *id);
+        (plain && !taken).then(|| id.clone())
     }
 
     /// The call that a piece belongs to; a new one where it begins one and there may be more.
@@ -99,7 +130,7 @@ impl Calls {
             None if !id.is_empty() => slots.rev().find(|(_, slot)| slot.id == id),
             None => slots.next_back().filter(|(_, slot)| {
                 let same = slot.name == name && !whole(&slot.arguments);
-                name.is_empty() || !slot.begun || same
+                name.is_empty() || slot.told.is_none() || same
             }),
         };
         if let Some((place, _)) = known {
@@ -117,7 +148,7 @@ impl Calls {
 
     /// Whether any call was begun.
     pub(super) fn any(&self) -> bool {
-        self.slots.iter().any(|slot| slot.begun)
+        self.begun > 0
     }
 
     /// What is left to say: a call without arguments has an empty object.
@@ -129,25 +160,29 @@ impl Calls {
             return Err(Fault::new(Class::ToolCall, said));
         }
         let mut pieces = Vec::new();
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if !slot.begun {
+        for slot in &mut self.slots {
+            let Some(index) = slot.told else {
                 return Err(Fault::new(
                     Class::ToolCall,
                     "a call of a function without a name",
                 ));
-            }
+            };
             let mut text = slot.joiner.finish();
-            match (slot.arguments.trim(), text.as_str()) {
-                ("", "") => text = "{}".to_owned(),
-                // What TGI streams of a call without arguments.
-                ("{", "") => text = "}".to_owned(),
-                _ => {}
+            if let Some(closing) = closing(&slot.arguments).filter(|_| text.is_empty()) {
+                closing.clone_into(&mut text);
             }
+            slot.arguments += &text;
             if !text.is_empty() {
                 pieces.push(ChatPiece::Arguments { index, text });
             }
         }
         Ok(pieces)
+    }
+
+    /// The name of a call whose arguments are no JSON; meant for calls that are finished.
+    pub(super) fn garbled(&self) -> Option<&str> {
+        let json = |slot: &&Slot| serde_json::from_str::<IgnoredAny>(&slot.arguments).is_err();
+        self.slots.iter().find(json).map(|slot| slot.name.as_str())
     }
 }
 
@@ -162,9 +197,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn start(index: usize, name: &str) -> ChatPiece {
+    fn start(index: usize, id: &str, name: &str) -> ChatPiece {
         ChatPiece::CallStart {
             index,
+            id: Some(id.to_owned()).filter(|id| !id.is_empty()),
             name: name.to_owned(),
         }
     }
@@ -192,16 +228,16 @@ mod tests {
         };
         assert_eq!(
             read(&[piece("{\"a\""), piece(": 1}")]),
-            [start(0, "f"), more(0, "{\"a\""), more(0, ": 1}")]
+            [start(0, "0", "f"), more(0, "{\"a\""), more(0, ": 1}")]
         );
         let bare = |text: &str| json!({"function": {"name": "f", "arguments": text}});
         assert_eq!(
             read(&[bare("{\"a\""), bare(": 1}"), bare("{}")]),
             [
-                start(0, "f"),
+                start(0, "", "f"),
                 more(0, "{\"a\""),
                 more(0, ": 1}"),
-                start(1, "f"),
+                start(1, "", "f"),
                 more(1, "{}")
             ]
         );
@@ -217,8 +253,8 @@ mod tests {
         assert_eq!(
             read(&events),
             [
-                start(0, "f"),
-                start(1, "g"),
+                start(0, "a", "f"),
+                start(1, "b", "g"),
                 more(1, "{\"x\":"),
                 more(1, "2}"),
                 more(0, "{}")
@@ -231,12 +267,68 @@ mod tests {
         assert_eq!(
             read(&all_zero),
             [
-                start(0, "f"),
+                start(0, "a", "f"),
                 more(0, "{}"),
-                start(1, "f"),
+                start(1, "b", "f"),
                 more(1, "{\"x\":1}")
             ]
         );
+    }
+
+    #[test]
+    fn arguments_that_are_no_json_are_found() {
+        for (arguments, garbled) in [
+            ("", None),
+            ("{", None),
+            ("{\"a\": 1}", None),
+            ("{\"a\": ", Some("f")),
+            ("call me", Some("f")),
+        ] {
+            let mut calls = Calls::default();
+            calls.read(
+                &json!([{"index": 0, "function": {"name": "f", "arguments": arguments}}]),
+                false,
+            );
+            calls.finish().expect("a call with a name");
+            assert_eq!(calls.garbled(), garbled, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn calls_are_numbered_as_they_begin() {
+        let events = [
+            json!([{"index": 0, "id": "a", "function": {"arguments": "{\"x\":"}}]),
+            json!([{"index": 1, "id": "b", "function": {"name": "g", "arguments": "{}"}}]),
+            json!([{"index": 0, "function": {"name": "f", "arguments": "1}"}}]),
+        ];
+        assert_eq!(
+            read(&events),
+            [
+                start(0, "b", "g"),
+                more(0, "{}"),
+                start(1, "a", "f"),
+                more(1, "{\"x\":1}")
+            ]
+        );
+    }
+
+    #[test]
+    fn an_id_that_names_no_call_is_not_passed_on() {
+        let call =
+            |index: u64, id: &str| json!([{"index": index, "id": id, "function": {"name": "f"}}]);
+        let long = "a".repeat(LONGEST_ID + 1);
+        let events = [call(0, "0"), call(1, "0"), call(2, "a b"), call(3, &long)];
+        let starts = read(&events);
+        let starts = starts
+            .into_iter()
+            .filter(|p| matches!(p, ChatPiece::CallStart { .. }));
+        let expected = [
+            start(0, "0", "f"),
+            start(1, "", "f"),
+            start(2, "", "f"),
+            start(3, "", "f"),
+        ];
+        assert_eq!(starts.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -214,6 +214,11 @@ impl Incoming {
         self.done
     }
 
+    /// Whether the upstream has said how the answer ended.
+    pub fn has_ended(&self) -> bool {
+        self.done || self.end.is_some()
+    }
+
     /// What turned out to be degraded only while the answer came.
     pub fn late_degraded(&self) -> &[&'static str] {
         &self.late
@@ -395,6 +400,18 @@ impl Incoming {
         let (usage, counted) = self.usage.usage(self.reader.prompt_tokens, written);
         if !counted {
             self.note("prompt_tokens");
+        }
+        // An answer that was cut short may be cut within a call.
+        let garbled = match reason {
+            FinishReason::Length => None,
+            _ => self.calls.garbled().filter(|_| !self.reader.plain),
+        };
+        if let Some(name) = garbled {
+            let said = format!("the arguments of the call of `{name}` are no JSON");
+            return Err(Fault {
+                usage: Some(Box::new(usage)),
+                ..Fault::new(Class::SchemaViolation, said)
+            });
         }
         last.finish = Some(Finish {
             reason,

@@ -1,4 +1,4 @@
-//! Answers in each dialect as an attempt reads them. The streams are re-created by us from the contract and
+//! Answers in each dialect as an attempt reads them. The streams are re-created by us from documentation and
 //! the servers' sources; none is a recording.
 
 use proptest::prelude::*;
@@ -57,7 +57,7 @@ fn gather(events: Vec<Event>) -> Answer {
             match piece {
                 ChatPiece::Content(text) => answer.content += &text,
                 ChatPiece::Reasoning(text) => answer.reasoning += &text,
-                ChatPiece::CallStart { index, name } => {
+                ChatPiece::CallStart { index, name, .. } => {
                     assert_eq!(index, answer.calls.len());
                     answer.calls.push((name, String::new()));
                 }
@@ -159,6 +159,25 @@ fn calls_in_pieces_and_whole() {
     );
     assert_eq!(finish_of(&answer).reason, FinishReason::EosToken);
     assert_eq!(finish_of(&answer).usage.source, UsageSource::Estimated);
+}
+
+#[test]
+fn a_finished_call_has_arguments_that_are_json() {
+    let begun = r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\": "}}]}}]}"#;
+    let ended = |reason: &str| {
+        format!(
+            r#"{{"choices":[{{"delta":{{}},"finish_reason":"{reason}"}}],"usage":{{"prompt_tokens":5,"completion_tokens":6}}}}"#
+        )
+    };
+    let events = |reason: &str| {
+        let end = ended(reason);
+        read(reader(Format::Chat), &[begun, &end, "[DONE]"])
+    };
+    let fault = events("tool_calls").expect_err("half an object");
+    assert_eq!(fault.class, Class::SchemaViolation);
+    let usage = fault.usage.expect("it is billed");
+    assert_eq!((usage.input_tokens, usage.output_tokens), (5, 6));
+    assert!(events("length").is_ok(), "it was cut short");
 }
 
 #[test]
@@ -451,7 +470,7 @@ fn failures_within_an_answer() {
         Class::ServerError
     );
     let whole = Incoming::new(chat()).whole(br#"{"error":"no"}"#);
-    assert_eq!(whole.expect_err("a failure").message, "no");
+    assert_eq!(&*whole.expect_err("a failure").message, "no");
 }
 
 #[test]
