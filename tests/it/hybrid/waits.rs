@@ -328,7 +328,7 @@ fn retries_end_with_their_budget() {
 fn breaking(url: &str, breaker: &str) -> Setup {
     Setup::new()
         .add(ANYWHERE)
-        .add("[remote.retry]\nmax_attempts = 1\n")
+        .add("[remote.retry]\nmax_attempts = 1\n[remote.parking]\nwait_max_seconds = 0\n")
         .add(&format!("[remote.breaker]\n{breaker}"))
         .add(&own("far", "openai_compat", url))
         .add(&model("m", false, "\"far\""))
