@@ -27,7 +27,10 @@ impl Routed {
     /// Of a call for this model.
     pub(super) fn of(&self, model: Option<&str>, stream: bool) -> Self {
         let mut routed = self.clone();
-        routed.ask.model = model.map(Into::into);
+        // Hugging Face's JavaScript client names its endpoint's address, which means the model served there; no
+        // address is ever read.
+        let named = model.filter(|name| !name.contains("://"));
+        routed.ask.model = named.map(Into::into);
         routed.ask.stream = stream;
         routed
     }
