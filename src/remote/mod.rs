@@ -54,4 +54,4 @@ pub use translate::{
     Incoming, Ineligible, Known, Outgoing, TranslateSettings, estimate_tokens, outgoing,
     outgoing_known, proxy_path,
 };
-pub use upstreams::Remote;
+pub use upstreams::{Remote, place};

@@ -103,7 +103,7 @@ impl Remote {
             target: Arc::clone(&target.name),
             provider: facts.provider.clone(),
             model: Arc::clone(&target.model),
-            ..whole(upstream)
+            ..place(upstream)
         };
         Some((facts, destination))
     }
@@ -285,13 +285,13 @@ impl Remote {
     pub fn destination_of(&self, question: &Question) -> Option<Destination> {
         let upstream = self.upstream(&question.upstream)?;
         match (question.plane, &upstream.control) {
-            (Plane::Data, _) => Some(whole(upstream)),
+            (Plane::Data, _) => Some(place(upstream)),
             (Plane::Control, Some(control)) => {
                 let (host, loopback) = host_of(&control.base_url);
                 Some(Destination {
                     host,
                     loopback: loopback && upstream.proxy.is_none(),
-                    ..whole(upstream)
+                    ..place(upstream)
                 })
             }
             (Plane::Control, None) => None,
@@ -325,8 +325,8 @@ fn read_state(path: &std::path::Path) -> Option<Saved> {
     }
 }
 
-/// An upstream as a place, whatever model is asked for.
-fn whole(upstream: &UpstreamConfig) -> Destination {
+/// An upstream as a place, whatever model is asked for: what the gate decides upon, for whoever sends there.
+pub fn place(upstream: &UpstreamConfig) -> Destination {
     let (host, loopback) = host_of(&upstream.base_url);
     Destination {
         target: Arc::clone(&upstream.name),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
-use url::{Host, Url};
 use uuid::Uuid;
 
 use super::plan::{Ask, Probe};
@@ -20,8 +19,7 @@ use crate::egress::{Denied, Departure, Destination, Gate, Passport, Purpose, Set
 use crate::generation::Reason;
 use crate::remote::catalog::Facts;
 use crate::remote::{
-    Billing, Call, Class, Client, Config, Fault, Fetch, Fetched, Question, UpstreamConfig,
-    UpstreamKind,
+    Call, Class, Client, Config, Fault, Fetch, Fetched, Question, UpstreamConfig, place,
 };
 
 /// How long one answer may take.
@@ -54,7 +52,7 @@ impl Way {
         Ok(Self {
             gate: Gate::new(settings.egress.clone(), log.transpose()?),
             client: Client::new(upstream, &remote.clocks, &remote.limits)?,
-            place: place(upstream)?,
+            place: place(upstream),
         })
     }
 
@@ -160,29 +158,6 @@ fn beside(log: &Path) -> PathBuf {
         name.push(extension);
     }
     log.with_file_name(name)
-}
-
-/// An upstream as a place, whatever model is asked for.
-fn place(upstream: &UpstreamConfig) -> Result<Destination, url::ParseError> {
-    let url = Url::parse(&upstream.base_url)?;
-    let host = url.host_str().unwrap_or_default();
-    Ok(Destination {
-        target: Arc::clone(&upstream.name),
-        upstream: Arc::clone(&upstream.name),
-        host: match url.port() {
-            Some(port) => format!("{host}:{port}").into(),
-            None => host.into(),
-        },
-        loopback: match url.host() {
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(Host::Domain(name)) => name == "localhost",
-            None => false,
-        },
-        dedicated: upstream.billing == Billing::Own && upstream.kind != UpstreamKind::HfRouter,
-        provider: upstream.provider.clone(),
-        model: "".into(),
-    })
 }
 
 #[cfg(test)]
