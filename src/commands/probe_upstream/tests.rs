@@ -6,46 +6,17 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use super::*;
-use crate::remote::catalog::{Catalogue, Shape};
-use crate::remote::{
-    Billing, Capabilities, Class, Config, EngineKind, ProviderChoice, UpstreamConfig, UpstreamKind,
-};
+use crate::remote::catalog::{Catalogue, Shape, samples};
+use crate::remote::{Billing, Class, Config, EngineKind, UpstreamConfig, UpstreamKind};
 
 fn subject() -> Subject {
     let upstream = UpstreamConfig {
-        name: "box".into(),
-        kind: UpstreamKind::OpenAiCompat,
         base_url: "http://127.0.0.1:1".to_owned(),
         engine: Some(EngineKind::OpenAi),
-        token_env: None,
-        token: None,
-        disabled: None,
-        bill_to: None,
         billing: Billing::Own,
-        provider: None,
-        chat_path: None,
-        control: None,
-        scales_to_zero: false,
-        max_nusd_per_day: 0,
-        max_concurrency: None,
-        rpm: None,
-        tpm: None,
-        allow_plaintext: false,
-        allow_private: false,
-        ca_file: None,
-        proxy: None,
+        ..samples::upstream("box", UpstreamKind::OpenAiCompat)
     };
-    let target = TargetConfig {
-        name: "t".into(),
-        upstream: "box".into(),
-        model: "m".into(),
-        provider: ProviderChoice::Whoever,
-        price: None,
-        context_length: None,
-        capabilities: Capabilities::default(),
-        same_model: false,
-        max_cost_nusd: None,
-    };
+    let target = samples::target("t", "box", "m");
     let config = Config {
         upstreams: vec![upstream],
         targets: vec![target.clone()],

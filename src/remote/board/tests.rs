@@ -6,50 +6,27 @@ use std::time::UNIX_EPOCH;
 use proptest::prelude::*;
 
 use super::*;
-use crate::remote::{Billing, Capabilities, TargetConfig, UpstreamConfig, UpstreamKind};
+use crate::remote::catalog::samples;
+use crate::remote::{TargetConfig, UpstreamConfig, UpstreamKind};
 
 const S: Duration = Duration::from_secs(1);
 const MIN: Duration = Duration::from_secs(60);
 
 fn upstream(name: &str, kind: UpstreamKind, token: &str) -> UpstreamConfig {
     UpstreamConfig {
-        name: name.into(),
-        kind,
         base_url: "https://example.test".to_owned(),
-        engine: None,
         token_env: Some("HF_TOKEN".to_owned()),
         token: Some(Secret::new(token.to_owned())),
-        disabled: None,
-        bill_to: None,
-        billing: Billing::Tokens,
-        provider: None,
-        chat_path: None,
-        control: None,
-        scales_to_zero: false,
-        max_nusd_per_day: 0,
-        max_concurrency: None,
-        rpm: None,
-        tpm: None,
-        allow_plaintext: false,
-        allow_private: false,
-        ca_file: None,
-        proxy: None,
+        ..samples::upstream(name, kind)
     }
 }
 
 fn target(name: &str, upstream: &str, provider: Option<&str>) -> TargetConfig {
     TargetConfig {
-        name: name.into(),
-        upstream: upstream.into(),
-        model: "org/model".into(),
         provider: provider.map_or(ProviderChoice::Whoever, |provider| {
             ProviderChoice::Pinned(provider.into())
         }),
-        price: None,
-        context_length: None,
-        capabilities: Capabilities::default(),
-        same_model: false,
-        max_cost_nusd: None,
+        ..samples::target(name, upstream, "org/model")
     }
 }
 

@@ -8,7 +8,7 @@
 mod edition;
 mod run;
 #[cfg(test)]
-pub(super) mod samples;
+pub(crate) mod samples;
 mod shelf;
 
 use std::collections::{BTreeMap, BTreeSet};

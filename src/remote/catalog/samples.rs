@@ -5,7 +5,7 @@ use crate::remote::{
 };
 
 /// An upstream of which nothing is known but its kind.
-pub(in crate::remote) fn upstream(name: &str, kind: UpstreamKind) -> UpstreamConfig {
+pub(crate) fn upstream(name: &str, kind: UpstreamKind) -> UpstreamConfig {
     UpstreamConfig {
         name: name.into(),
         kind,
@@ -32,7 +32,7 @@ pub(in crate::remote) fn upstream(name: &str, kind: UpstreamKind) -> UpstreamCon
 }
 
 /// A target of which the operator says nothing but where it is.
-pub(in crate::remote) fn target(name: &str, upstream: &str, model: &str) -> TargetConfig {
+pub(crate) fn target(name: &str, upstream: &str, model: &str) -> TargetConfig {
     TargetConfig {
         name: name.into(),
         upstream: upstream.into(),

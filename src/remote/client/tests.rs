@@ -14,6 +14,7 @@ use super::*;
 use crate::egress::Destination;
 use crate::generation::Event;
 use crate::remote::attempt::tests::{Heard, Script};
+use crate::remote::catalog::samples;
 use crate::remote::{Billing, EngineKind, Reply, Timing, UpstreamKind, start};
 
 const TOKEN: &str = "canary-token-of-no-known-shape";
@@ -152,27 +153,11 @@ fn provider() {
 fn config(base_url: String) -> UpstreamConfig {
     provider();
     UpstreamConfig {
-        name: "up".into(),
-        kind: UpstreamKind::OpenAiCompat,
         base_url,
         engine: Some(EngineKind::OpenAi),
         token_env: Some("TOKEN".into()),
         token: Some(Secret::new(TOKEN.into())),
-        disabled: None,
-        bill_to: None,
-        billing: Billing::Tokens,
-        provider: None,
-        chat_path: None,
-        control: None,
-        scales_to_zero: false,
-        max_nusd_per_day: 0,
-        max_concurrency: None,
-        rpm: None,
-        tpm: None,
-        allow_plaintext: false,
-        allow_private: false,
-        ca_file: None,
-        proxy: None,
+        ..samples::upstream("up", UpstreamKind::OpenAiCompat)
     }
 }
 
