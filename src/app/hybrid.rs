@@ -10,7 +10,7 @@ use rand_core::{OsRng, TryRngCore};
 use super::AppError;
 use crate::audit;
 use crate::config::Settings;
-use crate::dispatch::Hybrid;
+use crate::dispatch::{Hybrid, Local};
 use crate::egress::Gate;
 use crate::remote::control::EndpointState as Endpoint;
 use crate::remote::{Class, EndpointState, Fault, Fetch, Fetched, Question, Remote, catalog};
@@ -55,6 +55,7 @@ impl LastRecords {
 pub(super) fn open(
     settings: &Settings,
     served: &str,
+    local: Option<&Local>,
 ) -> Result<Option<(Hybrid, Upkeep)>, AppError> {
     let (Some(config), Some(log)) = (&settings.remote, &settings.audit) else {
         return Ok(None);
@@ -108,6 +109,7 @@ pub(super) fn open(
         gate.clone(),
         settings.route.clone(),
         served,
+        local,
         calibration,
         decisions,
     );

@@ -91,7 +91,7 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         ModelSource::None => without_model(&settings),
         ModelSource::Embedded | ModelSource::Path(_) => with_model(&settings)?,
     };
-    let opened = hybrid::open(&settings, &info.model_id)?;
+    let opened = hybrid::open(&settings, &info.model_id, local.as_ref())?;
     let (hybrid, mut upkeep) = opened.unzip();
     let records = upkeep.as_mut().and_then(Upkeep::last_records);
     let routed = hybrid.is_some();

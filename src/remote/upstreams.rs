@@ -89,7 +89,8 @@ impl Remote {
         targets.find(|target| &*target.name == name)
     }
 
-    fn upstream(&self, name: &str) -> Option<&UpstreamConfig> {
+    /// An upstream's settings.
+    pub fn upstream(&self, name: &str) -> Option<&UpstreamConfig> {
         let mut upstreams = self.0.config.upstreams.iter();
         upstreams.find(|upstream| &*upstream.name == name)
     }
@@ -152,26 +153,11 @@ impl Remote {
     }
 
     /// Makes one attempt: sends what the passport holds, and reads the answer under the clocks. The ticket
-    /// hears how it went, once.
+    /// hears how it went, once; the whole answer is held against what was asked for before that. What `check`
+    /// finds wrong is a fault of [`Class::SchemaViolation`] that holds what the answer has used.
     ///
     /// Errors: the attempt failed before its answer began.
     pub async fn start(
-        &self,
-        facts: &Facts,
-        passport: Passport,
-        outgoing: Outgoing,
-        ticket: Ticket,
-        deadline: Instant,
-    ) -> Result<Reply, Fault> {
-        self.start_checked(facts, passport, outgoing, ticket, deadline, None)
-            .await
-    }
-
-    /// The same, with the whole answer held against what was asked for before the ticket hears of it. What
-    /// `check` finds wrong is a fault of [`Class::SchemaViolation`] that holds what the answer has used.
-    ///
-    /// Errors: the attempt failed before its answer began.
-    pub async fn start_checked(
         &self,
         facts: &Facts,
         passport: Passport,

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use rand_core::{OsRng, TryRngCore};
 
-use super::account::{Attempts, settle};
+use super::account::{Attempts, Settlement, settle};
 use super::carrier::{Carrier, Ended};
 use super::case::Way;
 use super::{Hybrid, shape};
@@ -278,16 +278,7 @@ impl Underway {
                 remote.cost_nusd(&self.way.facts, self.provider.as_deref(), &usage)
             })
             .flatten();
-        settle(self.settled_as(outcome, cost, usage));
-    }
-
-    fn settled_as<'a>(
-        &'a self,
-        outcome: Result<&'a Finish, &'a Fault>,
-        cost: Option<(u64, bool)>,
-        usage: Usage,
-    ) -> super::account::Settlement<'a> {
-        super::account::Settlement {
+        settle(Settlement {
             inner: &self.inner,
             hybrid: &self.hybrid,
             attempts: &self.attempts,
@@ -299,7 +290,7 @@ impl Underway {
             outcome,
             usage,
             cost_nusd: cost.map(|(nusd, _)| nusd),
-        }
+        });
     }
 }
 
@@ -394,7 +385,7 @@ async fn begin(
     });
     let started = hybrid
         .remote
-        .start_checked(&way.facts, passport, outgoing, ticket, deadline, check)
+        .start(&way.facts, passport, outgoing, ticket, deadline, check)
         .await;
     let mut reply = match started {
         Ok(reply) => reply,

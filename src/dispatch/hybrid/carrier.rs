@@ -16,7 +16,7 @@ use super::account::Tally;
 use super::case::{Case, Way};
 use super::seam::{self, Seam};
 use super::{Hybrid, attempt};
-use crate::dispatch::admission::{self, Permit};
+use crate::dispatch::admission::Permit;
 use crate::dispatch::local::Ready;
 use crate::dispatch::{Inner, lifecycle};
 use crate::generation::{
@@ -244,10 +244,7 @@ impl Carrier {
         if self.permit.as_ref().map(Permit::side) == Some(side) {
             return true;
         }
-        let room = match side {
-            Side::Local => admission::admit(&self.inner.permits, 1, side),
-            Side::Remote => admission::admit(&self.hybrid.permits, 1, side),
-        };
+        let room = self.hybrid.room(&self.inner, side);
         let taken = room.is_some();
         if taken {
             self.permit = room;

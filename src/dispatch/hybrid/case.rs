@@ -44,7 +44,7 @@ pub(super) struct Case {
     pub(super) session: Option<SessionKey>,
     pub(super) texts: Vec<String>,
     /// Tokens that the answer is expected to have, here and elsewhere.
-    expected_tokens: u32,
+    pub(super) expected_tokens: u32,
     known: Known,
     looked: Vec<Way>,
     /// What was known of the targets, where they were looked at.
@@ -130,10 +130,6 @@ impl Case {
         need.remaining_ms = request
             .deadline
             .map(|deadline| left(deadline).as_millis() as u64);
-        let tools = request
-            .chat
-            .as_ref()
-            .is_some_and(|ask| !ask.conversation.tools.is_empty());
         need.rule = route::first_hit(
             &hybrid.route.rules,
             &Sight {
@@ -143,7 +139,7 @@ impl Case {
                 prompt_tokens: need.prompt_tokens,
                 texts: &borrowed,
                 headers: &request.route.headers,
-                tools,
+                tools: offers_tools(&request),
                 stream: request.route.stream,
             },
         );
@@ -192,11 +188,6 @@ impl Case {
             upon: (LocalView::default(), 0),
             features,
         })
-    }
-
-    /// Tokens that the answer is expected to have.
-    pub(super) fn expected_tokens(&self) -> u32 {
-        self.expected_tokens
     }
 
     /// When the caller stops caring.
@@ -280,11 +271,7 @@ impl Case {
         let shape = Shape {
             input_tokens: self.need.prompt_tokens,
             output_tokens: self.need.max_new_tokens,
-            tools: self
-                .request
-                .chat
-                .as_ref()
-                .is_some_and(|ask| !ask.conversation.tools.is_empty()),
+            tools: offers_tools(&self.request),
             structured_output: self.shape().is_some(),
         };
         let statuses = hybrid.remote.board().views(Instant::now());
@@ -524,6 +511,11 @@ fn written_in(value: &Json, texts: &mut Vec<String>) {
     }
     each(value, texts);
     texts.push(value.to_string());
+}
+
+fn offers_tools(request: &Request) -> bool {
+    let chat = request.chat.as_ref();
+    chat.is_some_and(|ask| !ask.conversation.tools.is_empty())
 }
 
 /// Whether a request belongs to a conversation that has begun: its caller says so, or it holds an answer. The

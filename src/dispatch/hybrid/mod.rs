@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::Inner;
-use super::admission::Permit;
+use super::admission::{self, Permit};
 use super::local::Local;
 use crate::egress::{Gate, egress_sentence};
 use crate::generation::{Error, EventStream, Policy, Reason, Request, RouteAsk, RouteNote, Side};
@@ -81,8 +81,9 @@ pub struct Hybrid {
     hysteresis: Mutex<HashMap<String, Hysteresis>>,
     outputs: Mutex<OutputHistory>,
     permits: Arc<Semaphore>,
-    /// What the local tokenizer puts before every prompt.
-    bos: Option<Arc<str>>,
+    as_configured: TranslateSettings,
+    /// The same for a caller who wants nothing degraded.
+    strictly: TranslateSettings,
     calibration: Option<Calibration>,
     /// Names the settings in records.
     config_rev: String,
@@ -93,12 +94,13 @@ pub struct Hybrid {
 }
 
 impl Hybrid {
-    /// Puts it together; `served` is the local model's name.
+    /// Puts it together; `served` is the name of the local model, if there is one.
     pub fn new(
         remote: Remote,
         gate: Gate,
         route: route::Config,
         served: &str,
+        local: Option<&Local>,
         calibration: Option<Calibration>,
         log: Option<DecisionLog>,
     ) -> Self {
@@ -110,6 +112,13 @@ impl Hybrid {
             }
             models.insert(name.clone(), model);
         }
+        let config = remote.config();
+        let as_configured = TranslateSettings {
+            fidelity: config.fidelity,
+            default_max_tokens: config.default_max_tokens,
+            image_hosts: config.image_hosts.clone(),
+            bos: local.and_then(|local| local.bos.clone()),
+        };
         let default_names = ["", "default", "dummy", "tgi", served].map(str::to_owned);
         Self {
             permits: Arc::new(Semaphore::new(remote.config().max_concurrent_requests)),
@@ -119,7 +128,11 @@ impl Hybrid {
             outputs: Mutex::new(OutputHistory::new(HISTORIES)),
             origin: Instant::now(),
             config_rev: revision(&route),
-            bos: None,
+            strictly: TranslateSettings {
+                fidelity: Fidelity::Strict,
+                ..as_configured.clone()
+            },
+            as_configured,
             calibration,
             log,
             default_names: default_names.into(),
@@ -151,12 +164,20 @@ impl Hybrid {
         &self.permits
     }
 
+    /// Room for one request on this side.
+    fn room(&self, inner: &Inner, side: Side) -> Option<Permit> {
+        let permits = match side {
+            Side::Local => &inner.permits,
+            Side::Remote => &self.permits,
+        };
+        admission::admit(permits, 1, side)
+    }
+
     /// Every target's state, for operators.
     pub(super) fn statuses(&self) -> Vec<UpstreamHealth> {
         let now = Instant::now();
         let of = |status: TargetStatus| {
-            let money = self.remote.config().upstreams.iter();
-            let mut money = money.filter(|upstream| upstream.name == status.upstream);
+            let upstream = self.remote.upstream(&status.upstream);
             UpstreamHealth {
                 target: status.target.to_string(),
                 upstream: status.upstream.to_string(),
@@ -169,7 +190,7 @@ impl Hybrid {
                 ttft_p50: status.ttft_p50,
                 ttft_p95: status.ttft_p95,
                 spent_today_nusd: self.gate.spent_today(&status.upstream),
-                max_nusd_per_day: money.next().map_or(0, |upstream| upstream.max_nusd_per_day),
+                max_nusd_per_day: upstream.map_or(0, |upstream| upstream.max_nusd_per_day),
                 catalog_day: self.remote.catalogue().day(&status.upstream),
             }
         };
@@ -180,29 +201,20 @@ impl Hybrid {
         let asked = asked.unwrap_or_default();
         let named = self.models.get(asked).filter(|_| !asked.is_empty());
         let is_default = self.default_names.iter().any(|name| name == asked);
-        match named {
-            Some(model) if !is_default => (asked.to_owned(), Arc::clone(model)),
+        let model = match named {
+            Some(model) if !is_default => return (asked.to_owned(), Arc::clone(model)),
             // A name that nobody configured means the model served here, and never leads elsewhere.
-            None if !is_default => {
-                let here = ModelRoute {
-                    local: true,
-                    hops: Vec::new(),
-                    aliases: Vec::new(),
-                };
-                (String::new(), Arc::new(here))
-            }
-            _ => {
-                let default = self.models.get("").cloned();
-                let default = default.unwrap_or_else(|| {
-                    Arc::new(ModelRoute {
-                        local: true,
-                        hops: Vec::new(),
-                        aliases: Vec::new(),
-                    })
-                });
-                (String::new(), default)
-            }
-        }
+            None if !is_default => None,
+            _ => self.models.get(""),
+        };
+        let here = || {
+            Arc::new(ModelRoute {
+                local: true,
+                hops: Vec::new(),
+                aliases: Vec::new(),
+            })
+        };
+        (String::new(), model.cloned().unwrap_or_else(here))
     }
 
     /// Whether a call is never answered here, so that nothing need be prepared for it.
@@ -228,8 +240,7 @@ impl Hybrid {
     }
 
     fn money_left(&self, upstream: &str) -> Option<u64> {
-        let upstreams = &self.remote.config().upstreams;
-        let upstream = upstreams.iter().find(|known| &*known.name == upstream)?;
+        let upstream = self.remote.upstream(upstream)?;
         let spent = self.gate.spent_today(&upstream.name);
         Some(upstream.max_nusd_per_day.saturating_sub(spent))
     }
@@ -241,18 +252,12 @@ impl Hybrid {
         known: &Known,
         strict: bool,
     ) -> Result<Outgoing, remote::Ineligible> {
-        let config = self.remote.config();
-        let settings = TranslateSettings {
-            fidelity: if strict {
-                Fidelity::Strict
-            } else {
-                config.fidelity
-            },
-            default_max_tokens: config.default_max_tokens,
-            image_hosts: config.image_hosts.clone(),
-            bos: self.bos.clone(),
+        let settings = if strict {
+            &self.strictly
+        } else {
+            &self.as_configured
         };
-        remote::outgoing_known(&facts.target, request, &settings, known)
+        remote::outgoing_known(&facts.target, request, settings, known)
     }
 
     fn now_ms(&self) -> u64 {
@@ -366,7 +371,7 @@ impl Hybrid {
     fn reconsider(&self, inner: &Inner, case: &mut Case, waited: Duration) -> Option<Decision> {
         let local = inner.local.as_ref()?;
         let mut view = case.local.clone();
-        self.look_here(local, &case.need, case.expected_tokens(), &mut view);
+        self.look_here(local, &case.need, case.expected_tokens, &mut view);
         // It is one of those who wait.
         view.waiting = view.waiting.max(1);
         let waited = waited.as_millis() as u64;
@@ -413,11 +418,7 @@ pub(super) async fn answer(
         }
     };
     if permit.side() != side {
-        let room = match side {
-            Side::Local => super::admission::admit(&inner.permits, 1, side),
-            Side::Remote => super::admission::admit(&hybrid.permits, 1, side),
-        };
-        match room {
+        match hybrid.room(inner, side) {
             Some(room) => permit = room,
             // There is room here already, and this machine would do as well.
             None if side == Side::Remote && decision.fallback_local => {

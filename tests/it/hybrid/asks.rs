@@ -9,6 +9,7 @@ use super::far::{
 };
 use super::{Setup, chat};
 use crate::support::chat::{failed_stream, flat, nested};
+use crate::support::models::model_id;
 use crate::support::server::Sconce;
 use crate::support::upstream::{Reply, Upstream};
 
@@ -174,6 +175,28 @@ fn a_strict_caller_gets_nothing_degraded() {
         &seeded("Three?"),
     );
     assert_eq!(wrong.status, 422, "{wrong:?}");
+}
+
+#[test]
+fn a_prompts_own_beginning_is_not_doubled_elsewhere() {
+    let far = always(Reply::generate_stream(&["From", " afar."]));
+    let setup = Setup::one("tgi", &far.url(), "m").policy("prefer-remote");
+    let near = setup.sconce().flag("--model-id", &model_id("llama-tied"));
+    let near = near.serve();
+    for (prompt, sent) in [
+        ("<|begin_of_text|>Once", "Once"),
+        ("Once", "Once"),
+        ("Once<|begin_of_text|>", "Once<|begin_of_text|>"),
+    ] {
+        let before = asked(&far);
+        let body = json!({"inputs": prompt, "parameters": {"max_new_tokens": 4}});
+        let answer = near.post("/generate", &body).ok();
+        assert_eq!(answer["generated_text"], "From afar.");
+        let requests = far.requests();
+        let mut requests = requests.iter().filter(|r| r.method == "POST").skip(before);
+        let request = requests.next().expect("a prompt went out");
+        assert_eq!(request.json()["inputs"], sent, "{prompt}");
+    }
 }
 
 #[test]
