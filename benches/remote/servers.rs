@@ -209,6 +209,8 @@ max_concurrent_requests = 4096
         address.port()
     );
     for (name, at) in upstreams {
+        // nginx gives the same answer whatever it is asked for.
+        let streams = *name != "json";
         settings += &format!(
             r#"
 [[remote.upstream]]
@@ -223,6 +225,7 @@ max_concurrency = 4096
 name = "{name}"
 upstream = "{name}"
 model = "{name}"
+capabilities = {{ streaming = {streams} }}
 
 [[route.model]]
 name = "{name}"

@@ -797,6 +797,7 @@ fn capabilities(section: &mut Section<'_>) -> Capabilities {
         seed: table.flag("seed"),
         regex: table.flag("regex"),
         prefill: table.flag("prefill"),
+        streaming: table.flag("streaming"),
         stream_options: table.flag("stream_options"),
         raw_prompt: table.flag("raw_prompt"),
     };

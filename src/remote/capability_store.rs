@@ -33,6 +33,8 @@ pub enum UsagePosition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Findings {
+    /// An answer comes as events where it is asked for so.
+    pub streaming: Option<bool>,
     /// `stream_options` is accepted.
     pub stream_options: Option<bool>,
     /// Where usage stands when it is asked for.
@@ -68,6 +70,7 @@ impl Findings {
             min_p: self.min_p,
             seed: self.seed_echo,
             prefill: self.prefill,
+            streaming: self.streaming,
             stream_options: self.stream_options,
             raw_prompt: self.raw_prompt,
             repetition_penalty: None,
@@ -180,6 +183,7 @@ pub(super) fn first_known(first: Capabilities, second: Capabilities) -> Capabili
         seed,
         regex,
         prefill,
+        streaming,
         stream_options,
         raw_prompt,
     } = first;
@@ -194,6 +198,7 @@ pub(super) fn first_known(first: Capabilities, second: Capabilities) -> Capabili
         seed: seed.or(second.seed),
         regex: regex.or(second.regex),
         prefill: prefill.or(second.prefill),
+        streaming: streaming.or(second.streaming),
         stream_options: stream_options.or(second.stream_options),
         raw_prompt: raw_prompt.or(second.raw_prompt),
     }

@@ -205,6 +205,8 @@ pub struct Capabilities {
     pub regex: Option<bool>,
     /// An assistant's last message is continued.
     pub prefill: Option<bool>,
+    /// Answers come as events where they are asked for so.
+    pub streaming: Option<bool>,
     /// `stream_options` is understood.
     pub stream_options: Option<bool>,
     /// A route that takes a raw prompt.

@@ -228,6 +228,7 @@ pub fn usual(engine: EngineKind) -> Capabilities {
             regex: yes,
             // A chat's last turn is closed there; a prompt given raw is continued.
             prefill: no,
+            streaming: yes,
             stream_options: yes,
             raw_prompt: yes,
         },
@@ -243,6 +244,7 @@ pub fn usual(engine: EngineKind) -> Capabilities {
             seed: yes,
             regex: yes,
             prefill: yes,
+            streaming: yes,
             stream_options: yes,
             raw_prompt: yes,
         },
@@ -258,6 +260,7 @@ pub fn usual(engine: EngineKind) -> Capabilities {
             seed: yes,
             regex: no,
             prefill: yes,
+            streaming: yes,
             stream_options: yes,
             raw_prompt: yes,
         },

@@ -23,6 +23,8 @@ pub enum Class {
     Paused,
     /// Nobody there serves the model.
     NotServed,
+    /// It gave an answer whole where events were asked for.
+    Unstreamed,
     /// The credential is refused (401, 403).
     AuthFailed,
     /// The credential has no money left (402, 403 that speaks of a limit).
@@ -51,7 +53,7 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Transport,
         Self::Timeout,
         Self::Overloaded,
@@ -60,6 +62,7 @@ impl Class {
         Self::ColdStart,
         Self::Paused,
         Self::NotServed,
+        Self::Unstreamed,
         Self::AuthFailed,
         Self::QuotaExhausted,
         Self::BadRequest,
@@ -85,6 +88,7 @@ impl Class {
             Self::ColdStart => "cold_start",
             Self::Paused => "paused",
             Self::NotServed => "not_served",
+            Self::Unstreamed => "unstreamed",
             Self::AuthFailed => "auth_failed",
             Self::QuotaExhausted => "quota_exhausted",
             Self::BadRequest => "bad_request",

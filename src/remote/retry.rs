@@ -217,6 +217,7 @@ impl Loop {
             | Class::ColdStart
             | Class::Paused
             | Class::NotServed
+            | Class::Unstreamed
             | Class::AuthFailed
             | Class::QuotaExhausted
             | Class::LocalPressure
@@ -542,13 +543,14 @@ fn rank(class: Class) -> u8 {
         Class::Paused => 10,
         Class::Misconfigured => 11,
         Class::NotServed => 12,
-        Class::RateLimited => 13,
-        Class::ColdStart => 14,
-        Class::Overloaded => 15,
-        Class::Timeout => 16,
-        Class::ServerError => 17,
-        Class::Transport => 18,
-        Class::LocalPressure => 19,
+        Class::Unstreamed => 13,
+        Class::RateLimited => 14,
+        Class::ColdStart => 15,
+        Class::Overloaded => 16,
+        Class::Timeout => 17,
+        Class::ServerError => 18,
+        Class::Transport => 19,
+        Class::LocalPressure => 20,
     }
 }
 
@@ -603,7 +605,7 @@ pub fn caller_error(fault: &Fault, upstream: &str) -> Error {
         Class::QuotaExhausted => failed(
             "has no credit left for its credential; buy credit or raise the spending limit there",
         ),
-        Class::Misconfigured => {
+        Class::Misconfigured | Class::Unstreamed => {
             failed("cannot be used as configured; GET /health/upstreams says why")
         }
         Class::MidStream => Error::incomplete(),
@@ -688,6 +690,7 @@ mod tests {
                 | Class::RateLimited
                 | Class::Paused
                 | Class::NotServed
+                | Class::Unstreamed
                 | Class::AuthFailed
                 | Class::QuotaExhausted
                 | Class::ToolCall

@@ -53,6 +53,7 @@ impl Answers {
             Verdict::Open => None,
         };
         Findings {
+            streaming: self.streams(),
             stream_options: accepted(Ask::Stream),
             usage_position: self.usage_position(),
             logprobs: self.shows(Ask::Logprobs, |document| {
@@ -116,6 +117,15 @@ impl Answers {
             Verdict::Given(document) => read(&document),
             Verdict::Refused => Some(false),
             Verdict::Open => None,
+        }
+    }
+
+    /// Whether what was asked for as events came so; a refusal may mean `stream_options` alone.
+    fn streams(&self) -> Option<bool> {
+        match self.verdict(Ask::Stream) {
+            Verdict::Given(document) if document.get("choices").is_some() => Some(false),
+            Verdict::Given(_) => self.usage_position().map(|_| true),
+            Verdict::Refused | Verdict::Open => None,
         }
     }
 
@@ -311,6 +321,17 @@ mod tests {
         assert_eq!(draw(["a", "b", "c", "d", "e"]), (Some(false), Some(false)));
         assert_eq!(draw(["a", "a", "a", "a", "a"]), (None, None));
         assert_eq!(draw(["a", "x", "b", "c", "c"]), (Some(false), Some(true)));
+    }
+
+    #[test]
+    fn what_answers_whole_where_events_were_asked_for_does_not_stream() {
+        let streams = |body: Value| answers(&[(Ask::Stream, 200, body)]).streaming;
+        let event = "data: {\"choices\":[{\"delta\":{\"content\":\"ok\"}}]}\n\n";
+        assert_eq!(streams(event.into()), Some(true));
+        assert_eq!(streams(says("ok")), Some(false));
+        for other in [json!("<html></html>"), json!({"hello": "there"})] {
+            assert_eq!(streams(other), None);
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub(super) fn breaks_off(class: Class) -> bool {
         | Class::ColdStart
         | Class::Paused
         | Class::NotServed
+        | Class::Unstreamed
         | Class::AuthFailed
         | Class::QuotaExhausted
         | Class::BadRequest

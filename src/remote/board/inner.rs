@@ -479,6 +479,11 @@ impl Inner {
                 upstream.wanted = true;
             }
             Class::NotServed => self.bar_target(place, now),
+            Class::Unstreamed => {
+                let why = "it answers whole where events are asked for; set `streaming = false` among its `capabilities`, or run `sconce probe-upstream`";
+                let bar = Bar::new(Why::Misconfigured(why.to_owned()), RETRIAL, None, now);
+                self.targets[place].bar = Some(bar);
+            }
             Class::AuthFailed | Class::QuotaExhausted
                 if ticket.began < self.credentials[credential].since => {}
             Class::AuthFailed => {
@@ -595,6 +600,7 @@ fn verdicts(outcome: Outcome, slow: bool) -> (Verdict, Verdict) {
         | Class::ColdStart
         | Class::Paused
         | Class::NotServed
+        | Class::Unstreamed
         | Class::AuthFailed
         | Class::QuotaExhausted
         | Class::BadRequest

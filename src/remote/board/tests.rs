@@ -102,7 +102,7 @@ fn every_row_of_the_table_of_classes() {
             Class::RateLimited => (["parked", "parked", "closed", "closed", "closed"], None),
             Class::ColdStart => (["waking", "waking", "waking", "closed", "closed"], None),
             Class::Paused => (["paused", "paused", "paused", "closed", "closed"], None),
-            Class::NotServed => (
+            Class::NotServed | Class::Unstreamed => (
                 ["misconfigured", "closed", "closed", "closed", "closed"],
                 None,
             ),

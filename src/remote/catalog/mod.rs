@@ -296,6 +296,7 @@ fn engine(upstream: &UpstreamConfig, detected: Option<&Detected>) -> EngineKind 
 fn usual(kind: UpstreamKind, engine: EngineKind) -> Capabilities {
     match kind {
         UpstreamKind::HfRouter => Capabilities {
+            streaming: Some(true),
             stream_options: Some(true),
             raw_prompt: Some(false),
             ..Capabilities::default()

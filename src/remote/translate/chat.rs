@@ -107,8 +107,7 @@ fn frame(
     let route = providers::route(job.target);
     body.insert("model".to_owned(), Json::from(route.model));
     body.insert("messages".to_owned(), messages);
-    body.insert("stream".to_owned(), Json::Bool(true));
-    usage_wanted(job, body);
+    let stream = put_stream(job, true, body);
     body.insert("max_tokens".to_owned(), Json::from(job.max_tokens));
     sampling::write(job, body, fit)?;
     sampling::stops(job, body, fit)?;
@@ -118,24 +117,33 @@ fn frame(
         path: route.chat,
         headers: route.headers,
         body: Map::new(),
-        stream: true,
-        reader: reader(job, Format::Chat, asked.tokens()),
+        stream,
+        reader: reader(job, Format::Chat, stream, asked.tokens()),
     })
 }
 
-/// Asks for the usage at the end of a stream, where that is understood.
-pub(super) fn usage_wanted(job: &Job<'_>, body: &mut Map<String, Json>) {
-    if job.target.capabilities.stream_options != Some(false) {
-        body.insert("stream_options".to_owned(), json!({"include_usage": true}));
-    }
+/// Whether the answer can come as events.
+pub(super) fn can_stream(job: &Job<'_>) -> bool {
+    job.target.capabilities.streaming != Some(false)
 }
 
-/// The reader of a streamed answer.
-pub(super) fn reader(job: &Job<'_>, format: Format, tokens: bool) -> Reader {
+/// Asks for an answer as events, with the usage at their end, where that is wanted and understood. The answer
+/// is whether it was asked for so.
+pub(super) fn put_stream(job: &Job<'_>, wanted: bool, body: &mut Map<String, Json>) -> bool {
+    let stream = wanted && can_stream(job);
+    body.insert("stream".to_owned(), Json::Bool(stream));
+    if stream && job.target.capabilities.stream_options != Some(false) {
+        body.insert("stream_options".to_owned(), json!({"include_usage": true}));
+    }
+    stream
+}
+
+/// The reader of an answer.
+pub(super) fn reader(job: &Job<'_>, format: Format, stream: bool, tokens: bool) -> Reader {
     let request = job.request;
     Reader {
         format,
-        stream: true,
+        stream,
         stops: request.stop.clone(),
         keeps_stop: request.stop_rule == StopRule::Keep,
         // TGI leaves the stop string in the text whichever of its routes is asked.

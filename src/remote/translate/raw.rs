@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::fit::Fit;
-use super::incoming::{Format, Reader};
+use super::incoming::Format;
 use super::{Dialect, Draft, Ineligible, Job, chat, details, providers, sampling, schema, tgi};
 
 /// Translates a raw prompt; where a target has no route for it, it is wrapped or refused.
@@ -54,7 +54,7 @@ fn completions(job: &Job<'_>, fit: &mut Fit) -> Result<Draft, Ineligible> {
         body.insert("add_special_tokens".to_owned(), adds);
     }
     // vLLM tells a prompt's log-probabilities only where it does not stream.
-    let stream = !request.prompt_logprobs;
+    let stream = chat::put_stream(job, !request.prompt_logprobs, &mut body);
     if request.prompt_logprobs {
         if !vllm {
             return Err(Ineligible::new(
@@ -64,10 +64,6 @@ fn completions(job: &Job<'_>, fit: &mut Fit) -> Result<Draft, Ineligible> {
         }
         body.insert("prompt_logprobs".to_owned(), Json::from(0));
         body.insert("return_token_ids".to_owned(), Json::Bool(true));
-    }
-    body.insert("stream".to_owned(), Json::Bool(stream));
-    if stream {
-        chat::usage_wanted(job, &mut body);
     }
     body.insert("max_tokens".to_owned(), Json::from(job.max_tokens));
     sampling::write(job, &mut body, fit)?;
@@ -92,9 +88,6 @@ fn completions(job: &Job<'_>, fit: &mut Fit) -> Result<Draft, Ineligible> {
         headers: route.headers,
         body,
         stream,
-        reader: Reader {
-            stream,
-            ..chat::reader(job, Format::Completions, asked.tokens())
-        },
+        reader: chat::reader(job, Format::Completions, stream, asked.tokens()),
     })
 }

@@ -9,7 +9,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::fit::Fit;
-use super::incoming::{Format, Reader};
+use super::incoming::Format;
 use super::{Draft, Ineligible, Job, chat, sampling};
 use crate::generation::{Conversation, Sampling, StopRule, TokenDetail, ToolChoice};
 
@@ -90,10 +90,7 @@ pub(super) fn draft(job: &Job<'_>, fit: &mut Fit) -> Result<Draft, Ineligible> {
         ],
         body,
         stream: false,
-        reader: Reader {
-            stream: false,
-            ..chat::reader(job, Format::Prediction, false)
-        },
+        reader: chat::reader(job, Format::Prediction, false, false),
     })
 }
 

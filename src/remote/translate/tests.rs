@@ -830,6 +830,24 @@ fn a_cap_is_sent_whatever_happens_and_leaves_room_for_the_prompt() {
 }
 
 #[test]
+fn what_cannot_stream_is_asked_for_whole_answers() {
+    for (target, raw, path) in [
+        (router(), false, "/v1/chat/completions"),
+        (vllm(), false, "/v1/chat/completions"),
+        (vllm(), true, "/v1/completions"),
+        (tgi(), true, "/generate"),
+    ] {
+        let target = able(target, |c| c.streaming = Some(false));
+        let request = if raw { Request::of("Once") } else { chat() };
+        let sent = lenient(&target, &request).expect("eligible");
+        assert_eq!((sent.path.as_str(), sent.stream), (path, false));
+        let body = body(&sent);
+        assert_ne!(body["stream"], true, "{body}");
+        assert_eq!(body.get("stream_options"), None, "{body}");
+    }
+}
+
+#[test]
 fn an_estimate_counts_everything_that_is_sent() {
     assert_eq!(estimate_tokens(&Request::of("abcdef")), 3);
     let cut = Request {
@@ -867,7 +885,7 @@ prop_compose! {
             (UpstreamKind::Replicate, EngineKind::OpenAi),
         ]),
         provider in prop::sample::select(vec![None, Some("groq"), Some("hf-inference"), Some("unheard-of")]),
-        flags in prop::collection::vec(any_flag(), 12),
+        flags in prop::collection::vec(any_flag(), 13),
         context_length in prop::sample::select(vec![None, Some(1), Some(4096)]),
         same_model in any::<bool>(),
     ) -> TargetFacts {
@@ -888,6 +906,7 @@ prop_compose! {
                 prefill: flags[9],
                 stream_options: flags[10],
                 raw_prompt: flags[11],
+                streaming: flags[12],
             },
             ..target(kind, engine)
         }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::fit::Fit;
-use super::incoming::{Format, Reader};
+use super::incoming::Format;
 use super::providers::SchemaForm;
 use super::{Draft, Ineligible, Job, chat, details, raw, sampling, schema};
 use crate::generation::{FrequencyRule, Sampling};
@@ -46,7 +46,7 @@ pub(super) fn draft(job: &Job<'_>, fit: &mut Fit) -> Result<Draft, Ineligible> {
         }
         put("top_n_tokens", Json::from(request.top_n_tokens.min(bound)));
     }
-    let stream = !request.prompt_logprobs;
+    let stream = !request.prompt_logprobs && chat::can_stream(job);
     if request.prompt_logprobs {
         put("decoder_input_details", Json::Bool(true));
     }
@@ -66,10 +66,7 @@ pub(super) fn draft(job: &Job<'_>, fit: &mut Fit) -> Result<Draft, Ineligible> {
         headers: Vec::new(),
         body,
         stream,
-        reader: Reader {
-            stream,
-            ..chat::reader(job, Format::Generate, true)
-        },
+        reader: chat::reader(job, Format::Generate, stream, true),
     })
 }
 

@@ -135,6 +135,54 @@ fn usage_is_what_the_upstream_says_wherever_it_says_it() {
 }
 
 #[test]
+fn an_upstream_that_does_not_stream_answers_whole_or_is_left_alone_with_the_reason() {
+    let whole = || Upstream::start(chats(|_| Chat::new(&WORDS).usage(7, 3).object()));
+    let far = whole();
+    let setup = |url: &str, more: &str| {
+        Setup::new()
+            .add(ANYWHERE)
+            .add(BRISK)
+            .add(&upstream("far", "openai_compat", url, ""))
+            .add("[[remote.target]]\nname = \"far\"\nupstream = \"far\"\nmodel = \"m\"\n")
+            .add(more)
+            .add(&model("default", false, "\"far\""))
+            .policy("remote-only")
+    };
+    let can = "capabilities = { streaming = false }\n";
+    let known = setup(&far.url(), can);
+    let server = known.serve();
+    let answer = server.post(CHAT, &to("default", "Well?"));
+    assert_eq!(content(&answer), WORDS.concat());
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 3);
+    let told = events(&server.post(CHAT, &streaming("default", "Well, well?")).body);
+    assert_eq!(streamed(&told, 0), WORDS.concat());
+    let bodies: Vec<Json> = far
+        .requests()
+        .iter()
+        .filter(|request| request.method == "POST")
+        .map(|request| request.json())
+        .collect();
+    assert_eq!(bodies.len(), 2);
+    for body in bodies {
+        assert_eq!(body["stream"], false, "{body}");
+        assert_eq!(body.get("stream_options"), None, "{body}");
+    }
+
+    let far = whole();
+    let unknown = setup(&far.url(), "");
+    let server = unknown.serve();
+    for question in ["Well?", "Well, well?"] {
+        let refused = server.post(CHAT, &to("default", question));
+        assert_eq!(refused.status, 424, "{refused:?}");
+    }
+    assert_eq!(asked(&far), 1, "nobody pays again for what is not read");
+    let health = server.get("/health/upstreams").ok();
+    let said = health["upstreams"][0]["sentence"].as_str();
+    let said = said.expect("a sentence");
+    assert!(said.contains("streaming = false"), "{said}");
+}
+
+#[test]
 fn an_event_beyond_measure_ends_the_answer() {
     let long = "x".repeat(50_000);
     let far = Upstream::start(chats(move |_| Reply::chat(&["One ", &long, "end"])));

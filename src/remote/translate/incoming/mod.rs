@@ -178,15 +178,21 @@ impl Incoming {
 
     /// Reads an answer that came as one JSON value.
     ///
-    /// Errors: as [`Self::event`]; also one value where events were asked for.
+    /// Errors: as [`Self::event`]; also one value where events were asked for, which is [`Class::Unstreamed`]
+    /// when it is an answer.
     pub fn whole(&mut self, json: &[u8]) -> Result<Vec<Event>, Fault> {
         let text = String::from_utf8_lossy(json);
         let (value, marked) = json::parse(text.trim())
             .ok_or_else(|| Fault::new(Class::ServerError, "an answer that is no JSON"))?;
         self.check(&value)?;
         if self.reader.stream {
+            let is_answer = value.get("choices").or(value.get("generated_text"));
+            let class = match is_answer {
+                Some(_) => Class::Unstreamed,
+                None => Class::ServerError,
+            };
             let said = "one JSON value where events were asked for";
-            return Err(Fault::new(Class::ServerError, said));
+            return Err(Fault::new(class, said));
         }
         let mut out = Vec::new();
         match self.reader.format {

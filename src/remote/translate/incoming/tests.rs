@@ -418,6 +418,31 @@ fn a_prediction_is_read_in_one_piece() {
 }
 
 #[test]
+fn a_whole_answer_where_events_were_asked_for_is_the_operators_to_mend() {
+    for (format, body, class) in [
+        (
+            Format::Chat,
+            r#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}"#,
+            Class::Unstreamed,
+        ),
+        (
+            Format::Generate,
+            r#"{"generated_text":"a"}"#,
+            Class::Unstreamed,
+        ),
+        (Format::Chat, r#"{"hello":"there"}"#, Class::ServerError),
+        (
+            Format::Chat,
+            r#"{"error":{"message":"slow down","code":429}}"#,
+            Class::RateLimited,
+        ),
+    ] {
+        let read = Incoming::new(reader(format)).whole(body.as_bytes());
+        assert_eq!(read.expect_err("no events").class, class, "{body}");
+    }
+}
+
+#[test]
 fn failures_within_an_answer() {
     let chat = || reader(Format::Chat);
     let cases: [(&[&str], Class); 9] = [
@@ -463,12 +488,6 @@ fn failures_within_an_answer() {
     };
     let fault = read_with(&mut Incoming::new(chat()).from(own), cases[1].0);
     assert_eq!(fault.expect_err("a failure").class, Class::Overloaded);
-    let whole = Incoming::new(chat())
-        .whole(br#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}"#);
-    assert_eq!(
-        whole.expect_err("events were asked for").class,
-        Class::ServerError
-    );
     let whole = Incoming::new(chat()).whole(br#"{"error":"no"}"#);
     assert_eq!(&*whole.expect_err("a failure").message, "no");
 }
