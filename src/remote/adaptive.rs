@@ -17,10 +17,14 @@ pub struct Adaptive {
 }
 
 impl Adaptive {
-    /// The starting limit, within the bounds; `ceiling` is the operator's own.
-    pub fn new(mut config: AdaptiveConfig, ceiling: Option<usize>) -> Self {
-        let ceiling = ceiling.map_or(u32::MAX, |most| u32::try_from(most).unwrap_or(u32::MAX));
-        config.max = config.max.min(ceiling).max(1);
+    /// The starting limit, within the bounds. What the operator knows the upstream to take needs no learning: it
+    /// is where the limit starts and the most it becomes.
+    pub fn new(mut config: AdaptiveConfig, known: Option<usize>) -> Self {
+        if let Some(known) = known {
+            config.max = u32::try_from(known).unwrap_or(u32::MAX);
+            config.start = config.max;
+        }
+        config.max = config.max.max(1);
         config.min = config.min.clamp(1, config.max);
         Self {
             config,
@@ -94,12 +98,13 @@ mod tests {
     proptest! {
         #[test]
         fn the_limit_stays_within_its_bounds(
-            ceiling in prop::option::of(0usize..20),
+            known in prop::option::of(0usize..200),
             events in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..400),
         ) {
             let mut now = Instant::now();
-            let mut adaptive = Adaptive::new(AdaptiveConfig::default(), ceiling);
-            let most = ceiling.map_or(64, |most| most.clamp(1, 64)) as u32;
+            let mut adaptive = Adaptive::new(AdaptiveConfig::default(), known);
+            let most = known.map_or(64, |most| most.max(1)) as u32;
+            prop_assert_eq!(adaptive.limit(), known.map_or(8, |_| most));
             for (good, saturated, slow) in events {
                 now += Duration::from_millis(1);
                 if good {

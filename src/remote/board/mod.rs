@@ -144,7 +144,7 @@ impl Board {
                 ProviderChoice::Policy(_) | ProviderChoice::Auto(_) => None,
             };
             let account = inner.account(upstream, provider.as_ref(), now);
-            let ceiling = config.upstreams[upstream].max_concurrency;
+            let known = config.upstreams[upstream].max_concurrency;
             inner.names.insert(target.name.clone(), inner.targets.len());
             inner.targets.push(Target {
                 name: target.name.clone(),
@@ -154,7 +154,7 @@ impl Board {
                 context_length: target.context_length,
                 account,
                 breaker: Breaker::new(config.breaker, now),
-                adaptive: Adaptive::new(config.adaptive, ceiling),
+                adaptive: Adaptive::new(config.adaptive, known),
                 latency: Latency::new(now),
                 inflight: 0,
                 bar: None,
