@@ -83,6 +83,7 @@ pub(super) fn open(
         path: log.path.clone(),
         max_bytes: log.max_bytes,
         keep: log.keep as usize,
+        sync: log.sync,
     })
     .map_err(|e| failed(e.to_string()))?;
     let gate = Gate::new(settings.egress.clone(), Some(audit.clone()));

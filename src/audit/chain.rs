@@ -27,12 +27,23 @@ pub(super) struct Chain {
     /// Holds the lock.
     _lock: File,
     file: File,
-    /// Bytes of the file that are durable.
+    /// Bytes of the file's whole lines.
     len: u64,
-    /// Its last durable line.
+    /// The last of them.
     last: Link,
+    /// Whether all of them are durable.
+    synced: bool,
     /// Whether there may be bytes after `len`.
     torn: bool,
+}
+
+/// What a writer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The system has the lines: they outlive the process.
+    Written,
+    /// The disk has them, and all before them: they outlive the system, too.
+    Durable,
 }
 
 impl Chain {
@@ -54,6 +65,7 @@ impl Chain {
             last: found.last.clone().unwrap_or_else(Link::start),
             len: found.len,
             torn: found.torn > 0,
+            synced: false,
             settings,
             key,
             _lock: lock,
@@ -73,7 +85,7 @@ impl Chain {
             first.push(Record::Recovered { bytes: found.torn });
         }
         sync_folder(&chain.settings.path)?;
-        chain.append(first.iter())?;
+        chain.append(first.iter(), Until::Durable)?;
         Ok(chain)
     }
 
@@ -81,12 +93,14 @@ impl Chain {
         &self.key
     }
 
-    /// Writes records and returns when they are durable: all of them, or none.
+    /// Writes records, all of them or none, and returns when they are there. Without records it sees to those
+    /// before.
     ///
     /// Errors: of the file, or somebody has moved it. The next call tries anew.
     pub(super) fn append<'r>(
         &mut self,
         records: impl Iterator<Item = &'r Record> + Clone,
+        until: Until,
     ) -> io::Result<()> {
         self.check_place()?;
         if self.torn {
@@ -94,7 +108,7 @@ impl Chain {
             self.torn = false;
         }
         let (mut lines, mut last) = self.render(self.last.clone(), records.clone())?;
-        if lines.is_empty() {
+        if lines.is_empty() && (self.synced || until == Until::Written) {
             return Ok(());
         }
         let full = self.len + lines.len() as u64 > self.settings.max_bytes;
@@ -102,10 +116,11 @@ impl Chain {
             self.turn_over()?;
             (lines, last) = self.render(self.last.clone(), records)?;
         }
-        let written = self
-            .file
-            .write_all_at(&lines, self.len)
-            .and_then(|()| self.file.sync_data());
+        let written = self.file.write_all_at(&lines, self.len);
+        let written = written.and_then(|()| match until {
+            Until::Durable => self.file.sync_data(),
+            Until::Written => Ok(()),
+        });
         if let Err(error) = written {
             // Whatever arrived is no part of the chain. If it cannot be taken away now, it is before the next line.
             self.torn = self.file.set_len(self.len).is_err();
@@ -113,6 +128,7 @@ impl Chain {
         }
         self.len += lines.len() as u64;
         self.last = last;
+        self.synced = until == Until::Durable;
         Ok(())
     }
 
@@ -146,6 +162,7 @@ impl Chain {
     /// The new file is whole and durable before it takes the place of the old one in one step: whenever a
     /// crash comes, the log's name stands for a file that can be carried on.
     fn turn_over(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
         let path = &self.settings.path;
         let old = with_suffix(path, &self.last.seq.to_string());
         let fresh = with_suffix(path, "new");
@@ -357,20 +374,25 @@ mod tests {
             path: path.clone(),
             max_bytes: 1 << 30,
             keep: 1,
+            sync: true,
         })
         .expect("a log");
-        chain.append([note("one")].iter()).expect("a line");
+        chain
+            .append([note("one")].iter(), Until::Durable)
+            .expect("a line");
         // A disk that takes half a line and then nothing, not even its removal.
         let len = chain.len;
         chain.file.write_all_at(b"{\"seq\":2,", len).expect("bytes");
         let closed = File::open(&path).expect("a file");
         let good = std::mem::replace(&mut chain.file, closed);
         for _ in 0..2 {
-            assert!(chain.append([note("lost")].iter()).is_err());
+            assert!(chain.append([note("lost")].iter(), Until::Durable).is_err());
             assert!(chain.torn);
         }
         chain.file = good;
-        chain.append([note("two")].iter()).expect("a line");
+        chain
+            .append([note("two")].iter(), Until::Durable)
+            .expect("a line");
         let report = crate::audit::verify(&[path], Some(&chain.key), &[].into());
         assert_eq!(report.map(|r| r.lines), Ok(2));
     }

@@ -2,6 +2,8 @@
 //!
 //! One thread owns the file. It takes what waits, writes it and syncs once for all of it, so that the more
 //! callers there are the more of them share a sync, and a single one waits for nobody. No timer is involved.
+//! What nobody waits for is written at once, but becomes durable with the next sync, or when the system writes
+//! its cache back: a sync of its own would stand in the way of the next one that somebody waits for.
 //! The way to the thread is bounded: when the disk is slow, callers wait. A record is never dropped silently.
 
 use std::fmt;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::chain::Chain;
+use super::chain::{Chain, Until};
 use super::hmac::{Fingerprint, Key};
 use super::record::Record;
 
@@ -29,6 +31,9 @@ pub struct Settings {
     pub max_bytes: u64,
     /// Full files that are kept beside the one in use.
     pub keep: usize,
+    /// Whether a record is durable before its writer goes on, so that it outlives a failure of the system; it
+    /// outlives one of the process in any case.
+    pub sync: bool,
 }
 
 /// The log cannot be opened.
@@ -63,19 +68,20 @@ impl Log {
     /// Errors: the file cannot be read or written, another process writes it, or its last lines are broken.
     pub fn open(settings: Settings) -> Result<Self, OpenError> {
         let path = settings.path.clone();
+        let sync = settings.sync;
         let failed = |problem| OpenError { path, problem };
         let (to, entries) = mpsc::channel(WAITING);
         let opened = Chain::open(settings).and_then(|chain| {
             let key = Arc::new(chain.key().clone());
             std::thread::Builder::new()
                 .name("audit".to_owned())
-                .spawn(move || write_all(chain, entries))?;
+                .spawn(move || write_all(chain, sync, entries))?;
             Ok(key)
         });
         opened.map(|key| Self { to, key }).map_err(failed)
     }
 
-    /// Writes a record; it is durable when this returns.
+    /// Writes a record; it is durable when this returns, unless the settings ask for less.
     ///
     /// Errors: it is not in the log, and what it announces must not happen.
     pub async fn write(&self, record: Record) -> Result<(), WriteError> {
@@ -127,7 +133,7 @@ impl fmt::Debug for Log {
 }
 
 /// The thread: takes what waits, writes it, tells everybody.
-fn write_all(mut chain: Chain, mut entries: mpsc::Receiver<Entry>) {
+fn write_all(mut chain: Chain, sync: bool, mut entries: mpsc::Receiver<Entry>) {
     let mut group = Vec::with_capacity(GROUP);
     while let Some(first) = entries.blocking_recv() {
         group.push(first);
@@ -137,8 +143,13 @@ fn write_all(mut chain: Chain, mut entries: mpsc::Receiver<Entry>) {
             group.push(next);
         }
         let records = group.iter().filter_map(|entry| entry.record.as_ref());
+        let waited_for = group.iter().any(|entry| entry.reply.is_some());
+        let until = match sync && waited_for {
+            true => Until::Durable,
+            false => Until::Written,
+        };
         let outcome = chain
-            .append(records)
+            .append(records, until)
             .map_err(|error| WriteError(error.to_string().into()));
         for mut entry in group.drain(..) {
             match (entry.reply.take(), &outcome) {
@@ -148,6 +159,9 @@ fn write_all(mut chain: Chain, mut entries: mpsc::Receiver<Entry>) {
                 (None, Ok(())) => {}
             }
         }
+    }
+    if let Err(problem) = chain.append(std::iter::empty(), Until::Durable) {
+        tracing::error!(%problem, "the audit log's last lines may be lost if the system fails");
     }
 }
 

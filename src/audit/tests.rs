@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use super::chain::Until;
 use super::*;
 
 fn settings(folder: &Path) -> Settings {
@@ -13,6 +14,7 @@ fn settings(folder: &Path) -> Settings {
         path: folder.join("audit.jsonl"),
         max_bytes: 1 << 30,
         keep: 8,
+        sync: true,
     }
 }
 
@@ -31,7 +33,9 @@ fn written(count: usize, max_bytes: u64) -> (tempfile::TempDir, PathBuf) {
     let mut chain = chain::Chain::open(settings).expect("a log");
     for i in 0..count {
         let record = note(format!("line {i}"));
-        chain.append([record].iter()).expect("a line");
+        chain
+            .append([record].iter(), Until::Durable)
+            .expect("a line");
     }
     (folder, path)
 }
@@ -166,14 +170,18 @@ fn a_crash_while_a_file_is_turned_over_loses_nothing() {
         ..settings(folder.path())
     };
     let mut chain = chain::Chain::open(small.clone()).expect("a log");
-    chain.append([note("next")].iter()).expect("a line");
+    chain
+        .append([note("next")].iter(), Until::Durable)
+        .expect("a line");
     drop(chain);
     let report = checked(&path).expect("a whole chain");
     assert_eq!((report.files.len(), report.lines), (2, 6));
     // Somebody takes the newest file away: the chain carries on from the one before.
     fs::remove_file(&path).expect("removed");
     let mut chain = chain::Chain::open(small).expect("a log");
-    chain.append([note("after")].iter()).expect("a line");
+    chain
+        .append([note("after")].iter(), Until::Durable)
+        .expect("a line");
     let report = checked(&path).expect("a whole chain");
     assert_eq!((report.files.len(), report.lines), (2, 6));
 }
@@ -192,7 +200,9 @@ fn a_line_torn_at_any_byte_is_set_aside() {
         assert_eq!(checked(&path).is_err(), cut > last);
         let mut chain =
             chain::Chain::open(settings(path.parent().expect("a folder"))).expect("a log");
-        chain.append([note("next")].iter()).expect("a line");
+        chain
+            .append([note("next")].iter(), Until::Durable)
+            .expect("a line");
         drop(chain);
         let report = checked(&path).expect("a whole chain");
         let text = fs::read_to_string(&path).expect("a log");
@@ -236,11 +246,21 @@ fn a_log_that_somebody_moved_is_an_error_until_it_is_back() {
     let mut chain = chain::Chain::open(settings(folder.path())).expect("a log");
     let away = folder.path().join("away");
     fs::rename(&path, &away).expect("moved");
-    assert!(chain.append([note("lost?")].iter()).is_err());
+    assert!(
+        chain
+            .append([note("lost?")].iter(), Until::Durable)
+            .is_err()
+    );
     fs::write(&path, "").expect("another file");
-    assert!(chain.append([note("lost?")].iter()).is_err());
+    assert!(
+        chain
+            .append([note("lost?")].iter(), Until::Durable)
+            .is_err()
+    );
     fs::rename(&away, &path).expect("moved back");
-    chain.append([note("kept")].iter()).expect("a line");
+    chain
+        .append([note("kept")].iter(), Until::Durable)
+        .expect("a line");
     assert_eq!(texts(&path), ["line 0", "kept"]);
     assert_eq!(checked(&path).map(|r| r.lines), Ok(2));
 }
@@ -250,11 +270,13 @@ fn a_long_log_is_opened_by_its_end() {
     let (folder, path) = written(0, 1 << 30);
     let mut chain = chain::Chain::open(settings(folder.path())).expect("a log");
     let lines: Vec<Record> = (0..10_000).map(|i| note(format!("line {i}"))).collect();
-    chain.append(lines.iter()).expect("lines");
+    chain.append(lines.iter(), Until::Durable).expect("lines");
     drop(chain);
     assert!(fs::metadata(&path).expect("a file").len() > 2 << 20);
     let mut chain = chain::Chain::open(settings(folder.path())).expect("a log");
-    chain.append([note("next")].iter()).expect("a line");
+    chain
+        .append([note("next")].iter(), Until::Durable)
+        .expect("a line");
     assert_eq!(checked(&path).map(|r| r.lines), Ok(10_001));
 }
 
@@ -282,7 +304,10 @@ fn a_request_is_found_by_any_of_its_texts() {
         worst_cost_nusd: 0,
     };
     chain
-        .append([Record::Send(Box::new(sent)).bounded()].iter())
+        .append(
+            [Record::Send(Box::new(sent)).bounded()].iter(),
+            Until::Durable,
+        )
         .expect("a line");
     let look = |wanted: String| {
         let found = verify(std::slice::from_ref(&path), Some(&key), &[wanted].into());

@@ -30,6 +30,8 @@ pub struct AuditSettings {
     pub max_bytes: u64,
     /// Old ones that are kept.
     pub keep: u32,
+    /// Whether a line is on the disk before what it tells of leaves.
+    pub sync: bool,
 }
 
 /// What `[egress]` and `[providers]` say; grants of keys and money are added by the caller.
@@ -199,6 +201,7 @@ pub(super) fn audit(
     let mut keep = 10;
     section.set_whole("max_bytes", 1 << 16..=MOST_BYTES, &mut max_bytes);
     section.set_whole("keep", 1..=100_000, &mut keep);
+    let sync = section.flag("sync").unwrap_or(true);
     let path = path.or_else(|| Some(state_dir?.join(AUDIT_FILE)));
     if has_upstream && path.is_none() && !section.has("path") {
         section.fault("`path` is missing, and neither `state_dir` of `[remote]` nor HOME says where it could stand; give one of them");
@@ -208,5 +211,6 @@ pub(super) fn audit(
         path,
         max_bytes,
         keep,
+        sync,
     })
 }

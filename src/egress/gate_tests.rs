@@ -17,6 +17,7 @@ fn log(folder: &Path) -> Log {
         path,
         max_bytes: 1 << 30,
         keep: 3,
+        sync: true,
     })
     .expect("a log")
 }

@@ -47,6 +47,7 @@ impl Way {
                 path: beside(&written.path),
                 max_bytes: written.max_bytes,
                 keep: usize::try_from(written.keep).unwrap_or(usize::MAX),
+                sync: written.sync,
             })
         });
         Ok(Self {

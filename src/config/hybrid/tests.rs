@@ -134,6 +134,7 @@ fn a_file_becomes_what_every_floor_needs() {
     let audit = settings.audit.as_ref().expect("upstreams are audited");
     assert_eq!(audit.path, state.join("audit.jsonl"));
     assert_eq!((audit.max_bytes, audit.keep), (64 << 20, 10));
+    assert!(audit.sync);
     let lines = describe(&settings);
     let line = |name: &str| &lines.iter().find(|(known, _)| known == name).expect(name).1;
     assert!(line("upstream hf").contains("at most 1.5 USD a day"));
