@@ -1,4 +1,4 @@
-//! The `sconce` binary: provider of cryptography, no secrets in arguments, parse, run, exit code.
+//! The `sconce` binary: allocator, provider of cryptography, no secrets in arguments, parse, run, exit code.
 
 use std::process::ExitCode;
 
@@ -6,6 +6,11 @@ use clap::Parser;
 use sconce::cli::Cli;
 use sconce::config::refuse_secrets_in_arguments;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
+
+/// A request is made of many small pieces that one thread makes and another one frees, where the system's
+/// allocator has its threads wait for each other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // One provider for all of TLS; it can only be there already, which is as good.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,14 @@ use crate::generation::Side;
 /// The form of the lines; raised when a field changes its meaning.
 const VERSION: u32 = 1;
 
-/// Lines that may wait for the disk.
-const WAITING_LINES: usize = 1024;
+/// Records that may wait for the disk.
+const WAITING_RECORDS: usize = 1024;
+
+/// Bytes that are written in one go, at least.
+const BATCH: usize = 64 << 10;
+
+/// How long the writer lets records gather.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// One request sent to an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -214,7 +221,7 @@ pub fn replay(record: &Record) -> Decision {
 /// Where records go. Clones share it; when the last one is dropped, what waits is still written.
 #[derive(Debug, Clone)]
 pub struct DecisionLog {
-    lines: SyncSender<String>,
+    records: SyncSender<Box<Record>>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -238,19 +245,16 @@ impl DecisionLog {
     pub fn start(path: &Path, max_bytes: u64) -> std::io::Result<(Self, LogThread)> {
         let dropped = Arc::new(AtomicU64::new(0));
         let writer = Writer::open(path, max_bytes, Arc::clone(&dropped))?;
-        let (lines, waiting) = sync_channel(WAITING_LINES);
+        let (records, waiting) = sync_channel(WAITING_RECORDS);
         let thread = std::thread::Builder::new()
             .name("decisions".to_owned())
             .spawn(move || writer.run(&waiting))?;
-        Ok((Self { lines, dropped }, LogThread(thread)))
+        Ok((Self { records, dropped }, LogThread(thread)))
     }
 
     /// Hands a record over; never waits.
-    pub fn write(&self, record: &Record) {
-        let taken = record
-            .line()
-            .is_ok_and(|line| self.lines.try_send(line).is_ok());
-        if !taken {
+    pub fn write(&self, record: Record) {
+        if self.records.try_send(Box::new(record)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -283,24 +287,48 @@ impl Writer {
         })
     }
 
-    fn run(mut self, lines: &Receiver<String>) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a thread of its own, in which no task runs"
+    )]
+    fn run(mut self, records: &Receiver<Box<Record>>) {
         let mut batch = String::new();
-        while let Ok(line) = lines.recv() {
-            batch.clear();
-            batch.push_str(&line);
-            batch.push('\n');
-            let mut many = 1;
+        while let Ok(record) = records.recv() {
+            let mut next = Some(record);
             // What has come meanwhile is written in one go.
-            while batch.len() < 64 << 10
-                && let Ok(line) = lines.try_recv()
-            {
-                batch.push_str(&line);
-                batch.push('\n');
-                many += 1;
+            while next.is_some() {
+                self.write_some(&mut next, records, &mut batch);
             }
-            if self.write(&batch).is_err() {
-                self.dropped.fetch_add(many, Ordering::Relaxed);
+            // Whoever hands a record over wakes a thread that waits for it, and does not wake one that sleeps.
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Writes records until none waits or they fill a batch; `next` is the one to begin with, and becomes the one
+    /// to go on with.
+    fn write_some(
+        &mut self,
+        next: &mut Option<Box<Record>>,
+        records: &Receiver<Box<Record>>,
+        batch: &mut String,
+    ) {
+        batch.clear();
+        let mut many = 0;
+        while batch.len() < BATCH
+            && let Some(record) = next.take()
+        {
+            match record.line() {
+                Ok(line) => {
+                    batch.push_str(&line);
+                    batch.push('\n');
+                    many += 1;
+                }
+                Err(_) => _ = self.dropped.fetch_add(1, Ordering::Relaxed),
             }
+            *next = records.try_recv().ok();
+        }
+        if self.write(batch).is_err() {
+            self.dropped.fetch_add(many, Ordering::Relaxed);
         }
     }
 
@@ -362,7 +390,7 @@ mod tests {
         std::fs::write(&path, "").expect("a file that was there before");
         let (log, thread) = DecisionLog::start(&path, 1 << 20).expect("a log");
         for _ in 0..10 {
-            log.write(&record());
+            log.write(record());
         }
         assert_eq!(log.dropped(), 0);
         drop(log);
@@ -399,18 +427,18 @@ mod tests {
     }
 
     #[test]
-    fn a_log_whose_thread_is_behind_loses_lines_and_counts_them() {
-        let (lines, waiting) = sync_channel(1);
+    fn a_log_whose_thread_is_behind_loses_records_and_counts_them() {
+        let (records, waiting) = sync_channel(1);
         let log = DecisionLog {
-            lines,
+            records,
             dropped: Arc::default(),
         };
         for _ in 0..3 {
-            log.write(&record());
+            log.write(record());
         }
         assert_eq!(log.dropped(), 2);
         drop(waiting);
-        log.write(&record());
+        log.write(record());
         assert_eq!(log.dropped(), 3);
     }
 

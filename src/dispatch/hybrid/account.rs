@@ -126,7 +126,7 @@ impl Tally {
         self,
         inner: &Inner,
         hybrid: &Hybrid,
-        case: &Case,
+        case: Case,
         decision: &Decision,
         ended: Option<&Result<Finish, Error>>,
     ) {
@@ -199,7 +199,7 @@ impl Tally {
 }
 
 /// A request that nobody answers.
-pub(super) fn refused(hybrid: &Hybrid, case: &Case, decision: &Decision, error: &Error) {
+pub(super) fn refused(hybrid: &Hybrid, case: Case, decision: &Decision, error: &Error) {
     tracing::info!(
         request_id = %case.request.route.request_id,
         reason = %decision.reason,
@@ -213,13 +213,13 @@ pub(super) fn refused(hybrid: &Hybrid, case: &Case, decision: &Decision, error: 
     record(hybrid, case, aftermath);
 }
 
-fn record(hybrid: &Hybrid, case: &Case, aftermath: Aftermath) {
+fn record(hybrid: &Hybrid, case: Case, aftermath: Aftermath) {
     let Some(log) = &hybrid.log else {
         return;
     };
     let request = &case.request;
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    let (local, now_ms) = case.upon.clone();
+    let (local, now_ms) = case.upon;
     let about = About {
         ts_ms: since_1970.map_or(0, ms),
         request_id: request.route.request_id.to_string(),
@@ -233,18 +233,11 @@ fn record(hybrid: &Hybrid, case: &Case, aftermath: Aftermath) {
             .unwrap_or_default()
             .to_owned(),
         stream: request.route.stream,
-        features: case.features.clone(),
+        features: case.features,
         config_rev: hybrid.config_rev.clone(),
         calib_rev: hybrid.calibration.as_ref().map(|c| c.revision.clone()),
     };
-    let mut record = Record::decide(
-        about,
-        case.need.clone(),
-        local,
-        case.views.clone(),
-        hybrid.terms,
-        now_ms,
-    );
+    let mut record = Record::decide(about, case.need, local, case.views, hybrid.terms, now_ms);
     record.aftermath = aftermath;
-    log.write(&record);
+    log.write(record);
 }

@@ -125,10 +125,12 @@ impl Carrier {
         };
         // Room goes back before a slow reader takes the last event.
         self.permit = None;
+        // So does the answer, before it is written down.
+        tokio::task::yield_now().await;
         self.tally.close(
             &self.inner,
             &self.hybrid,
-            &self.case,
+            self.case,
             &self.decision,
             ended.as_ref(),
         );
