@@ -5,11 +5,11 @@ COPY src src
 COPY models models
 COPY benches benches
 COPY tests/it tests/it
-RUN cargo build --release --locked --bin sconce
+RUN cargo build --profile dist --locked --bin sconce
 
 FROM debian:bookworm-slim
 RUN useradd --system --no-create-home --uid 10001 sconce
-COPY --from=build /build/target/release/sconce /usr/local/bin/sconce
+COPY --from=build /build/target/dist/sconce /usr/local/bin/sconce
 USER sconce
 EXPOSE 3000
 # Settings follow the image's name: `docker run … sconce --model-id /model`; a later --hostname wins.
