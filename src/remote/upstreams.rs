@@ -34,6 +34,7 @@ struct Inner {
     config: Config,
     clients: BTreeMap<Arc<str>, Client>,
     controls: BTreeMap<Arc<str>, Client>,
+    places: BTreeMap<Arc<str>, Destination>,
     board: Board,
     catalogue: Catalogue,
 }
@@ -59,10 +60,13 @@ impl Remote {
             board.restore(&saved, now);
         }
         let catalogue = Catalogue::open(&config);
+        let places = config.upstreams.iter();
+        let places = places.map(|upstream| (Arc::clone(&upstream.name), place(upstream)));
         Ok(Self(Arc::new(Inner {
-            config,
             clients,
             controls,
+            places: places.collect(),
+            config,
             board,
             catalogue,
         })))
@@ -98,13 +102,13 @@ impl Remote {
     /// What is known of a target for a request of this shape, and where its text would go.
     pub fn look(&self, target: &str, shape: &Shape) -> Option<(Facts, Destination)> {
         let target = self.target(target)?;
-        let upstream = self.upstream(&target.upstream)?;
+        let place = self.0.places.get(&target.upstream)?;
         let facts = self.0.catalogue.facts(target, shape, SystemTime::now())?;
         let destination = Destination {
             target: Arc::clone(&target.name),
             provider: facts.provider.clone(),
             model: Arc::clone(&target.model),
-            ..place(upstream)
+            ..place.clone()
         };
         Some((facts, destination))
     }
