@@ -278,12 +278,14 @@ fn set_parking(mut section: Section<'_>, parking: &mut ParkingConfig) {
         max,
         hint_max,
         wait_max,
+        max_waiting,
         quota_recheck,
     } = parking;
     section.set_time("base_seconds", base);
     section.set_time("max_seconds", max);
     section.set_time("hint_max_seconds", hint_max);
     section.set_time_or_none("wait_max_seconds", wait_max);
+    section.set_whole("max_waiting", 0..=1 << 16, max_waiting);
     section.set_time("quota_recheck_seconds", quota_recheck);
     in_order(&section, ("base_seconds", *base), ("max_seconds", *max));
     section.end();

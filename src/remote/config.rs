@@ -412,6 +412,8 @@ pub struct ParkingConfig {
     pub hint_max: Duration,
     /// A hint up to this is waited for when there is nowhere else to go.
     pub wait_max: Duration,
+    /// Requests that wait for room at one target, at most.
+    pub max_waiting: usize,
     /// How often an exhausted quota is looked at again.
     pub quota_recheck: Duration,
 }
@@ -424,6 +426,7 @@ impl Default for ParkingConfig {
             max: s(60),
             hint_max: s(3600),
             wait_max: s(5),
+            max_waiting: 64,
             quota_recheck: s(900),
         }
     }

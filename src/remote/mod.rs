@@ -31,7 +31,8 @@ mod upstreams;
 pub use adaptive::Adaptive;
 pub use attempt::{Check, Checked, Decoder, Late, Reply, Reporter, Timing, start};
 pub use board::{
-    Board, EndpointState, Expected, NotNow, Outcome, Saved, TargetState, TargetStatus, Ticket,
+    Ask, Board, EndpointState, Expected, NotNow, Outcome, Saved, TargetState, TargetStatus, Ticket,
+    Turn,
 };
 pub use breaker::{Breaker, BreakerState, Permit, Refused, Verdict};
 pub use budget::{HedgeBudget, Rate, RetryBudget};

@@ -15,11 +15,11 @@ use rand_core::{OsRng, TryRngCore};
 use super::account::{Attempts, Settlement, settle};
 use super::carrier::{Carrier, Ended};
 use super::case::Way;
-use super::{Hybrid, shape};
+use super::{Hybrid, room, shape};
 use crate::dispatch::Inner;
 use crate::egress::{Denied, Departure, Purpose};
 use crate::generation::{Error, Event, Finish, Reason, RouteNote, Side, Usage, UsageSource};
-use crate::remote::{Check, Class, Expected, Fault, Late, Link, Loop, Remote, Step, Terms};
+use crate::remote::{Ask, Check, Class, Expected, Fault, Late, Link, Loop, Remote, Step, Terms};
 
 /// Events of an answer that is given whole which are held before it counts as endless.
 const MOST_HELD: usize = 1 << 18;
@@ -34,8 +34,9 @@ enum Missed {
 
 /// Tries the decision's targets in turn.
 pub(super) async fn elsewhere(carrier: &mut Carrier) -> Ended {
-    let board = carrier.hybrid.remote.board().clone();
-    let config = carrier.hybrid.remote.config();
+    let hybrid = Arc::clone(&carrier.hybrid);
+    let board = hybrid.remote.board();
+    let config = hybrid.remote.config();
     let (retry, wait_max) = (config.retry, config.parking.wait_max);
     let mut ways: Vec<Way> = carrier.case.ways(&carrier.decision);
     if carrier.seam.is_some() {
@@ -111,7 +112,10 @@ pub(super) async fn elsewhere(carrier: &mut Carrier) -> Ended {
         };
         match step {
             Step::Again { after } => tokio::time::sleep(after).await,
-            Step::Wait { time, .. } => tokio::time::sleep(time).await,
+            Step::Wait { time, then } => {
+                let target = &ways[then].facts.target.name;
+                room::wait_at(&hybrid, &mut carrier.case, target, time).await;
+            }
             Step::Hop { .. } => {}
             Step::Without { .. } | Step::GiveUp => {
                 let now = Instant::now();
@@ -324,9 +328,17 @@ async fn begin(
     let board = hybrid.remote.board();
     let target = &way.facts.target.name;
     let stands_in = carrier.decision.fallback_local;
-    let other = ways.len() > 1 || stands_in;
-    let provider = way.destination.provider.as_ref();
-    let ticket = match board.begin_with(target, provider, Instant::now(), other, expected) {
+    let ask = Ask {
+        provider: way.destination.provider.as_ref(),
+        has_alternative: ways.len() > 1 || stands_in,
+        expected,
+        turn: carrier
+            .case
+            .turn
+            .as_ref()
+            .filter(|_| purpose != Purpose::Hedge),
+    };
+    let ticket = match board.begin_with(target, Instant::now(), ask) {
         Ok(ticket) => ticket,
         Err(not_now) if stands_in => return Err(unsent(not_now.fault())),
         // With nobody else left, one request in a while is let through to see.

@@ -150,6 +150,7 @@ impl Carrier {
                 Side::Local => self.here().await,
                 Side::Remote => Box::pin(attempt::elsewhere(self)).await,
             };
+            self.case.turn = None;
             match ended {
                 Ended::Answered(finish) => {
                     self.remember(side);

@@ -18,7 +18,7 @@ use crate::egress::Destination;
 use crate::engine::{LoadSnapshot, SequenceLoad};
 use crate::generation::{ChatAsk, Error, ErrorKind, Grammar, Policy, Request, Side};
 use crate::remote::catalog::{Facts, Shape};
-use crate::remote::{self, Known, Outgoing, Remote, TargetStatus};
+use crate::remote::{self, Known, Outgoing, Remote, TargetStatus, Turn};
 use crate::route::{
     self, Arrival, BlockedBy, Decision, EngineView, Features, LocalView, ModelRoute, Need,
     Newcomer, SessionKey, Sight, StepTimes, TargetState, TargetView, Work,
@@ -45,6 +45,8 @@ pub(super) struct Case {
     pub(super) texts: Vec<String>,
     /// Tokens that the answer is expected to have, here and elsewhere.
     pub(super) expected_tokens: u32,
+    /// Its place among those who wait for room at upstreams.
+    pub(super) turn: Option<Turn>,
     known: Known,
     looked: Vec<Way>,
     /// What was known of the targets, where they were looked at.
@@ -126,10 +128,7 @@ impl Case {
             (None, Some(most)) => most.get(),
             (None, None) => hybrid.remote.config().default_max_tokens,
         };
-        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        need.remaining_ms = request
-            .deadline
-            .map(|deadline| left(deadline).as_millis() as u64);
+        need.remaining_ms = left_ms(&request);
         need.rule = route::first_hit(
             &hybrid.route.rules,
             &Sight {
@@ -182,6 +181,7 @@ impl Case {
             session,
             texts,
             expected_tokens,
+            turn: None,
             known,
             looked: Vec::new(),
             views: Vec::new(),
@@ -196,6 +196,11 @@ impl Case {
         request
             .deadline
             .unwrap_or_else(|| request.accepted_at + NO_DEADLINE)
+    }
+
+    /// Looks at the caller's clock again, because time has passed.
+    pub(super) fn look_at_clock(&mut self) {
+        self.need.remaining_ms = left_ms(&self.request);
     }
 
     /// The shape that the answer must have, as the caller asked for it.
@@ -274,7 +279,8 @@ impl Case {
             tools: offers_tools(&self.request),
             structured_output: self.shape().is_some(),
         };
-        let statuses = hybrid.remote.board().views(Instant::now());
+        let board = hybrid.remote.board();
+        let statuses = board.views_for(Instant::now(), self.turn.as_ref());
         let model = Arc::clone(&self.model);
         for hop in &model.hops {
             let Some((facts, destination)) = hybrid.remote.look(&hop.target, &shape) else {
@@ -511,6 +517,12 @@ fn written_in(value: &Json, texts: &mut Vec<String>) {
     }
     each(value, texts);
     texts.push(value.to_string());
+}
+
+/// Milliseconds until the caller stops caring, if it said when.
+fn left_ms(request: &Request) -> Option<u64> {
+    let left = request.deadline?.saturating_duration_since(Instant::now());
+    Some(left.as_millis() as u64)
 }
 
 fn offers_tools(request: &Request) -> bool {

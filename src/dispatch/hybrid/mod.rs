@@ -7,6 +7,7 @@ mod account;
 mod attempt;
 mod carrier;
 mod case;
+mod room;
 mod seam;
 mod shape;
 
@@ -405,7 +406,8 @@ pub(super) async fn answer(
     let note = request.note.clone();
     let opened = Case::open(inner, hybrid, request, permit.side());
     let mut case = super::lifecycle::in_time(deadline, opened).await??;
-    let mut decision = hybrid.decide(inner, &mut case);
+    let decision = hybrid.decide(inner, &mut case);
+    let mut decision = room::wait(inner, hybrid, &mut case, decision).await;
     inner.metrics.count_decision(decision.reason.code());
     note.update(|note| *note = RouteNote::refused(decision.reason.clone()));
     let side = match &decision.outcome {

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::RngCore;
 use sha2::{Digest, Sha256};
 
+use super::queue::Queue;
 use super::status::{NotNow, TargetState, TargetStatus, not_now, state_of};
 use super::{Expected, MONTH, Outcome, RETRIAL, Ticket};
 use crate::remote::breaker::{Breaker, BreakerState, Verdict};
@@ -137,6 +138,7 @@ pub(super) struct Inner {
     pub(super) upstreams: Vec<Upstream>,
     pub(super) credentials: Vec<Credential>,
     pub(super) accounts: Vec<Account>,
+    pub(super) queue: Queue,
     pub(super) breaker: BreakerConfig,
     pub(super) parking: ParkingConfig,
     pub(super) retry: RetryConfig,
@@ -232,13 +234,29 @@ impl Inner {
         self.names.get(target).copied()
     }
 
-    /// What speaks against an attempt on this account, breakers apart.
+    /// How many more requests a target may have.
+    fn room(&self, place: usize) -> u32 {
+        let target = &self.targets[place];
+        let upstream = &self.upstreams[target.upstream];
+        let own = target.adaptive.limit().saturating_sub(target.inflight);
+        own.min(upstream.max_concurrency.saturating_sub(upstream.inflight))
+    }
+
+    /// Calls those who wait for room that is there.
+    pub(super) fn call(&mut self) {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.call(|place| self.room(place));
+        self.queue = queue;
+    }
+
+    /// What speaks against an attempt on this account, breakers apart. Room is for those who are `called` where
+    /// somebody waits for it.
     pub(super) fn obstacle(
         &self,
-        place: usize,
-        account: usize,
+        (place, account): (usize, usize),
         now: Instant,
         expected: Expected,
+        called: bool,
     ) -> Result<(), NotNow> {
         let target = &self.targets[place];
         let upstream = &self.upstreams[target.upstream];
@@ -274,9 +292,7 @@ impl Inner {
         if !wait.is_zero() {
             return Err(NotNow::Parked(wait));
         }
-        if target.inflight >= target.adaptive.limit()
-            || upstream.inflight >= upstream.max_concurrency
-        {
+        if self.room(place) == 0 || !called && self.queue.wants(place) {
             return Err(NotNow::Saturated);
         }
         Ok(())
@@ -302,7 +318,7 @@ impl Inner {
         (target.breaker.state(now), whole) == (BreakerState::Closed, BreakerState::Closed)
     }
 
-    pub(super) fn view(&self, place: usize, now: Instant) -> TargetStatus {
+    pub(super) fn view(&self, place: usize, now: Instant, called: bool) -> TargetStatus {
         let target = &self.targets[place];
         let upstream = &self.upstreams[target.upstream];
         let least = Expected {
@@ -310,7 +326,7 @@ impl Inner {
             output_tokens: 0,
         };
         let admitted = self
-            .obstacle(place, target.account, now, least)
+            .obstacle((place, target.account), now, least, called)
             .and_then(|()| self.would_admit(place, now, true));
         let admits = admitted.is_ok();
         let credential = &self.credentials[upstream.credential];

@@ -3,10 +3,11 @@
 //! It puts the small state machines together by what they stand for: a breaker and a limit for each target, a
 //! breaker for each upstream's network, a bar for each credential that is refused or has no money, a parking
 //! for each credential at a provider. An attempt begins with a [`Ticket`] and reports through it exactly once;
-//! a ticket that is dropped is a caller who left, which counts against nobody. The board sends nothing, reads
-//! no file and looks at no clock.
+//! a ticket that is dropped is a caller who left, which counts against nobody. A request for which there is no
+//! room may wait for it with a [`Turn`]. The board sends nothing, reads no file and looks at no clock.
 
 mod inner;
+mod queue;
 mod saved;
 mod status;
 #[cfg(test)]
@@ -18,12 +19,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
+use tokio::sync::Notify;
 
 use super::breaker::{Breaker, Permit};
 use super::latency::Latency;
 use super::retry::Link;
 use super::{Adaptive, Class, Config, Fault, ProviderChoice, Secret};
 use inner::{Bar, Inner, Target, Upstream, Why, begin_trial, fingerprint};
+use queue::Queue;
 use status::{SATURATED, not_now};
 
 pub use saved::Saved;
@@ -93,6 +96,27 @@ pub enum EndpointState {
 #[derive(Debug, Clone)]
 pub struct Board(Arc<Mutex<Inner>>);
 
+/// What a request wants of a target.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Who shall answer: limits are counted by credential and provider. None means the target's usual one.
+    pub provider: Option<&'a Arc<str>>,
+    /// Whether the request could be answered elsewhere, should this attempt fail.
+    pub has_alternative: bool,
+    /// What it needs.
+    pub expected: Expected,
+    /// Its place among those who wait for room; it is given up where the attempt begins.
+    pub turn: Option<&'a Turn>,
+}
+
+/// A request that waits for room. Dropping it leaves the queue.
+#[derive(Debug)]
+pub struct Turn {
+    board: Board,
+    id: u64,
+    bell: Arc<Notify>,
+}
+
 /// One attempt under way. Dropping it unfinished means that the caller left.
 #[derive(Debug)]
 #[must_use = "an attempt reports through its ticket"]
@@ -120,6 +144,7 @@ impl Board {
             upstreams: Vec::new(),
             credentials: Vec::new(),
             accounts: Vec::new(),
+            queue: Queue::default(),
             breaker: config.breaker,
             parking: config.parking,
             retry: config.retry,
@@ -175,21 +200,25 @@ impl Board {
         has_alternative: bool,
         expected: Expected,
     ) -> Result<Ticket, NotNow> {
-        self.begin_with(target, None, now, has_alternative, expected)
+        let ask = Ask {
+            provider: None,
+            has_alternative,
+            expected,
+            turn: None,
+        };
+        self.begin_with(target, now, ask)
     }
 
-    /// The same for a request that `provider` shall answer: limits are counted by credential and provider. None
-    /// means the target's usual one.
+    /// The same for a request with more to it.
     ///
     /// Errors: as above.
-    pub fn begin_with(
-        &self,
-        target: &str,
-        provider: Option<&Arc<str>>,
-        now: Instant,
-        has_alternative: bool,
-        expected: Expected,
-    ) -> Result<Ticket, NotNow> {
+    pub fn begin_with(&self, target: &str, now: Instant, ask: Ask<'_>) -> Result<Ticket, NotNow> {
+        let Ask {
+            provider,
+            has_alternative,
+            expected,
+            turn,
+        } = ask;
         let mut inner = self.lock();
         let place = inner.place(target).ok_or(NotNow::Unknown)?;
         let upstream = inner.targets[place].upstream;
@@ -198,7 +227,8 @@ impl Board {
             None => inner.targets[place].account,
         };
         inner.give_up_waking(place, now);
-        if let Err(obstacle) = inner.obstacle(place, account, now, expected) {
+        let called = turn.is_some_and(|turn| inner.queue.is_called(turn.id));
+        if let Err(obstacle) = inner.obstacle((place, account), now, expected, called) {
             if matches!(obstacle, NotNow::Paused | NotNow::Waking(_)) {
                 inner.upstreams[upstream].wanted = true;
             }
@@ -217,7 +247,28 @@ impl Board {
                 return Err(refused(error));
             }
         };
+        if let Some(turn) = turn {
+            inner.queue.leave(turn.id);
+        }
         Ok(self.issue(&mut inner, (place, account), (own, whole), now, expected))
+    }
+
+    /// Waits for room at any of these targets, behind those with an earlier deadline. None where as many wait as
+    /// may.
+    pub fn queue<T: AsRef<str>>(&self, targets: &[T], deadline: Instant) -> Option<Turn> {
+        let mut inner = self.lock();
+        let most = inner.parking.max_waiting;
+        let places = targets
+            .iter()
+            .filter_map(|target| inner.place(target.as_ref()));
+        let places = places.collect();
+        let (id, bell) = inner.queue.join(places, deadline, most)?;
+        inner.call();
+        Some(Turn {
+            board: self.clone(),
+            id,
+            bell,
+        })
     }
 
     /// Begins an attempt although breakers are open, because no target of the model is left: one in
@@ -236,7 +287,8 @@ impl Board {
         let mut least: Option<Duration> = None;
         let mut other = NotNow::Unknown;
         for place in targets.iter().filter_map(|name| inner.place(name)) {
-            match inner.obstacle(place, inner.targets[place].account, now, expected) {
+            let account = inner.targets[place].account;
+            match inner.obstacle((place, account), now, expected, false) {
                 Ok(()) if inner.is_closed(place, now) => return Err(NotNow::HalfOpen),
                 Ok(()) => candidates.push(place),
                 Err(error) => other = error,
@@ -271,11 +323,17 @@ impl Board {
 
     /// Every target as it stands, in the order of the settings.
     pub fn views(&self, now: Instant) -> Vec<TargetStatus> {
+        self.views_for(now, None)
+    }
+
+    /// The same as a request sees it that waits, or does not.
+    pub fn views_for(&self, now: Instant, turn: Option<&Turn>) -> Vec<TargetStatus> {
         let mut inner = self.lock();
+        let called = turn.is_some_and(|turn| inner.queue.is_called(turn.id));
         (0..inner.targets.len())
             .map(|place| {
                 inner.give_up_waking(place, now);
-                inner.view(place, now)
+                inner.view(place, now, called)
             })
             .collect()
     }
@@ -284,7 +342,7 @@ impl Board {
     pub fn view(&self, target: &str, now: Instant) -> Option<TargetStatus> {
         let inner = self.lock();
         let place = inner.place(target)?;
-        Some(inner.view(place, now))
+        Some(inner.view(place, now, false))
     }
 
     /// A target as the retry loop sees it; `on` is the chain's condition. None where there is no such target.
@@ -567,6 +625,7 @@ impl Ticket {
             }
         }
         inner.abandon(&mut self);
+        inner.call();
     }
 
     /// The attempt ended.
@@ -580,6 +639,7 @@ impl Ticket {
             } => inner.abandon(&mut self),
             outcome => inner.settle(&mut self, outcome, now),
         }
+        inner.call();
     }
 }
 
@@ -587,7 +647,30 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if self.permits.is_some() {
             let board = self.board.clone();
-            board.lock().abandon(self);
+            let mut inner = board.lock();
+            inner.abandon(self);
+            inner.call();
         }
+    }
+}
+
+impl Turn {
+    /// Waits until there is room, as far as the board knows.
+    pub async fn called(&self) {
+        self.bell.notified().await;
+    }
+
+    /// There was none after all: the request waits again.
+    pub fn missed(&self) {
+        let mut inner = self.board.lock();
+        inner.queue.missed(self.id);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut inner = self.board.lock();
+        inner.queue.leave(self.id);
+        inner.call();
     }
 }

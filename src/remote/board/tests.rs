@@ -624,7 +624,15 @@ fn limits_are_counted_by_who_answers_and_go_back_when_nothing_was_sent() {
         prompt_tokens: 50,
         output_tokens: 50,
     };
-    let by = |provider: &str| board.begin_with("a", Some(&provider.into()), now, true, most);
+    let by = |provider: &str| {
+        let ask = Ask {
+            provider: Some(&provider.into()),
+            has_alternative: true,
+            expected: most,
+            turn: None,
+        };
+        board.begin_with("a", now, ask)
+    };
     let ticket = by("together").expect("nothing speaks against it");
     ticket.finish(
         Outcome::Failed {

@@ -415,31 +415,123 @@ fn a_target_that_is_left_out_costs_nothing_where_another_one_answers() {
     assert_eq!((asked(&bad), asked(&good)), (5, 8));
 }
 
-#[test]
-fn more_callers_than_a_target_takes_at_once_wait_or_are_told_when() {
-    let far = Upstream::start(chats(|request| {
-        Reply::chat_for(request, &["Here."]).delay_head(MS(1500))
+/// One upstream that takes this long for an answer, before which callers wait.
+fn slow(time: Duration, at_once: usize, parking: &str) -> (Upstream, Setup) {
+    let far = Upstream::start(chats(move |request| {
+        Reply::chat_for(request, &["Here."]).delay_head(time)
     }));
+    let most = format!("max_concurrency = {at_once}\n");
     let setup = Setup::new()
         .add(ANYWHERE)
-        .add(&own("far", "openai_compat", &far.url()))
+        .add(&format!("[remote.parking]\n{parking}"))
+        .add(&upstream("far", "openai_compat", &far.url(), &most))
+        .add(&target("far", "far", ""))
         .add(&model("m", false, "\"far\""));
+    (far, setup)
+}
+
+/// How many requests an upstream had at once, at most, when it takes this long for each.
+fn at_once(far: &Upstream, time: Duration) -> usize {
+    let begun: Vec<_> = far.requests_for(CHAT).iter().map(|r| r.at).collect();
+    let others = |at| {
+        let began_before = begun.iter().filter(|other| **other <= at);
+        began_before.filter(|other| **other + time > at).count()
+    };
+    begun.iter().map(|at| others(*at)).max().unwrap_or(0)
+}
+
+#[test]
+fn more_callers_than_a_target_takes_at_once_wait_for_room() {
+    let time = MS(200);
+    let (far, setup) = slow(time, 2, "");
     let server = setup.serve();
-    let callers: Vec<_> = (0..16)
+    let began = std::time::Instant::now();
+    let callers: Vec<_> = (0..10)
         .map(|i| in_background(&server, "", &to("m", &format!("Caller {i}?"))))
         .collect();
-    let mut answered = 0;
     for caller in callers {
         let answer = caller.join().expect("an answer");
-        if answer.status == 429 {
-            assert!(retry_after(&answer) >= 1, "{answer:?}");
-        } else {
-            assert_eq!(content(&answer), "Here.");
-            answered += 1;
+        assert_eq!(content(&answer), "Here.", "{answer:?}");
+        assert_eq!(answer.header("x-route-attempts"), Some("1"));
+    }
+    assert_eq!(asked(&far), 10);
+    assert_eq!(at_once(&far, time), 2, "all the room is used, and no more");
+    // Room is taken as soon as it is there, not at the next look at a clock.
+    assert!(began.elapsed() < 4 * (5 * time), "{:?}", began.elapsed());
+}
+
+#[test]
+fn no_more_wait_than_may_and_none_longer_than_it_may() {
+    let (far, setup) = slow(MS(2500), 1, "max_waiting = 2\nwait_max_seconds = 1\n");
+    let server = setup.serve();
+    let ask = |i: usize| in_background(&server, "", &to("m", &format!("Caller {i}?")));
+    let first = ask(0);
+    eventually("the first is under way", || {
+        (asked(&far) == 1).then_some(())
+    });
+    let others: Vec<_> = (1..6).map(ask).collect();
+    let began = std::time::Instant::now();
+    let mut waited = 0;
+    for other in others {
+        let refused = other.join().expect("an answer");
+        assert_eq!(refused.status, 429, "{refused:?}");
+        assert!(retry_after(&refused) >= 1, "{refused:?}");
+        waited += usize::from(began.elapsed() > MS(700));
+    }
+    assert!(waited >= 1, "those who may wait do so for a second");
+    assert_eq!(content(&first.join().expect("an answer")), "Here.");
+    assert_eq!(asked(&far), 1);
+}
+
+#[test]
+fn the_earlier_deadline_goes_first_and_who_left_is_passed_over() {
+    let (far, setup) = slow(MS(700), 1, "");
+    let server = setup.serve();
+    let ask = |name: &str, headers: &str| in_background(&server, headers, &to("m", name));
+    let first = ask("first", "");
+    eventually("the first is under way", || {
+        (asked(&far) == 1).then_some(())
+    });
+    let patient = ask("patient", "x-route-deadline-ms: 60000\r\n");
+    pause(MS(50));
+    let body = to("m", "gone").to_string();
+    let headers = "x-route-deadline-ms: 20000\r\n";
+    let gone = wire::send(server.address(), &wire::post(CHAT, headers, &body));
+    pause(MS(50));
+    let hurried = ask("hurried", "x-route-deadline-ms: 30000\r\n");
+    pause(MS(100));
+    drop(gone);
+    for caller in [first, patient, hurried] {
+        assert_eq!(content(&caller.join().expect("an answer")), "Here.");
+    }
+    let asked: Vec<String> = far
+        .requests_for(CHAT)
+        .iter()
+        .map(|request| request.json()["messages"][0]["content"].to_string())
+        .collect();
+    assert_eq!(asked, ["\"first\"", "\"hurried\"", "\"patient\""]);
+}
+
+#[test]
+fn a_limit_of_requests_a_minute_is_kept_by_waiting() {
+    let far = willing(&["Here."]);
+    let setup = Setup::new()
+        .add(ANYWHERE)
+        .add(&upstream("far", "openai_compat", &far.url(), "rpm = 60\n"))
+        .add(&target("far", "far", ""))
+        .add(&model("m", false, "\"far\""));
+    let server = setup.serve();
+    let mut waited = 0;
+    for i in 0..70 {
+        let began = std::time::Instant::now();
+        let answer = server.post(CHAT, &to("m", &format!("Try {i}?")));
+        assert_eq!(content(&answer), "Here.", "{i}: {answer:?}");
+        waited += usize::from(began.elapsed() > MS(300));
+        if waited >= 2 {
+            break;
         }
     }
-    assert!(answered >= 8, "{answered}");
-    assert_eq!(asked(&far), answered);
+    assert!(waited >= 2, "the minute's requests were used up");
 }
 
 #[test]
