@@ -436,6 +436,11 @@ def share(numbers):
     return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
+def multiple(phase):
+    """A phase's load as a multiple of the capacity."""
+    return float(phase.rstrip("x"))
+
+
 def judge(phases, calls, records, slo_ms):
     """One dictionary for each phase, and one for the whole run."""
     known = {record["request_id"]: record for record in records}
@@ -472,10 +477,12 @@ def judge(phases, calls, records, slo_ms):
             }
         )
     away = [record for _, record in pairs if went_away(record)]
-    # Arrivals come at random moments, so the share of them that finds all places taken is the share of time.
+    # Arrivals come at random moments, so the share of them that finds all places taken is the share of time. What
+    # spills before the load's step, out of a burst that nobody could serve in time, is counted by its phase.
     before = []
-    if away:
-        first = next(call.at for call, record in pairs if went_away(record))
+    above = [call.at for call, record in pairs if went_away(record) and multiple(call.phase) > 1.0]
+    if above:
+        first = above[0]
         span = max(slo_ms / 1000, 1.0)
         before = [record for call, record in pairs if first - span <= call.at < first]
     after = (record["decision"]["diverting_after"] for record in records)
@@ -514,8 +521,8 @@ def judge(phases, calls, records, slo_ms):
 
 def verdicts(rows, total, slo_ms):
     """What is promised, and whether it holds."""
-    calm = [row for row in rows if float(row["load"].rstrip("x")) <= 0.7]
-    busy = [row for row in rows if float(row["load"].rstrip("x")) > 1.0]
+    calm = [row for row in rows if multiple(row["load"]) <= 0.7]
+    busy = [row for row in rows if multiple(row["load"]) > 1.0]
     return [
         ("every request was answered", all(row["failed"] == 0 for row in rows)),
         ("every request has its record", total["unmatched"] == 0),

@@ -63,6 +63,9 @@ struct Args {
     /// Where settings and logs of the servers are written
     #[arg(long, default_value = "target/remote")]
     folder: PathBuf,
+    /// sconce's audit lines are written before what they tell of leaves, but not synced to the disk
+    #[arg(long)]
+    unsynced: bool,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -165,7 +168,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for &path in &args.paths {
         match path {
             Way::Direct | Way::Relay => {}
-            Way::Sconce => proxies.push((path, servers::sconce(&folder, &upstreams)?)),
+            Way::Sconce => {
+                proxies.push((path, servers::sconce(&folder, &upstreams, !args.unsynced)?))
+            }
             Way::LiteLlm => {
                 proxies.push((path, servers::litellm(&folder, &args.litellm, &upstreams)?));
             }

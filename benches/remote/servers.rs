@@ -179,7 +179,11 @@ pub(crate) type Upstreams<'a> = [(&'a str, SocketAddr)];
 /// sconce without a model, with keys, audit log, decision log and metrics.
 ///
 /// Errors: it does not start.
-pub(crate) fn sconce(folder: &Path, upstreams: &Upstreams<'_>) -> Result<Server, Box<dyn Error>> {
+pub(crate) fn sconce(
+    folder: &Path,
+    upstreams: &Upstreams<'_>,
+    sync: bool,
+) -> Result<Server, Box<dyn Error>> {
     let address = free_port()?;
     let folder = folder.join("sconce");
     // Keys and logs of an earlier run.
@@ -197,6 +201,7 @@ default = "dedicated"
 
 [audit]
 path = "{place}/audit.jsonl"
+sync = {sync}
 
 [route]
 decision_log = "{place}/decisions.jsonl"

@@ -162,6 +162,9 @@ pub struct LocalView {
     pub kv_needed: usize,
     /// What the request would take; none when not enough was seen yet.
     pub forecast: Option<Forecast>,
+    /// What nearly all first tokens stay within, as a multiple of their forecasts; none means 1.
+    #[serde(default)]
+    pub lateness: Option<f64>,
     /// Whether the model is spilling over.
     pub hysteresis: Hysteresis,
 }
@@ -217,15 +220,19 @@ impl LocalView {
         let Some(forecast) = self.fresh_forecast(terms) else {
             return self.is_saturated(terms).then_some(Reason::QueueOverflow);
         };
-        // What has room here stays while the objective holds, whatever went elsewhere before.
-        let bar = if self.has_room() {
-            terms.slo_ttft_ms as f64
+        // What has room here stays while the objective holds, whatever went elsewhere before and however wrong
+        // forecasts were.
+        let ttft_ms = forecast.ttft_ms as f64;
+        let objective_ms = terms.slo_ttft_ms as f64;
+        let in_time = if self.has_room() {
+            ttft_ms <= objective_ms
         } else {
-            hysteresis.bar_ms(terms)
+            let lateness = self.lateness.unwrap_or(1.0).max(1.0);
+            ttft_ms <= hysteresis.bar_ms(terms) && ttft_ms * lateness <= objective_ms
         };
         if self.misses_deadline(need, terms) {
             Some(Reason::Deadline)
-        } else if forecast.ttft_ms as f64 <= bar {
+        } else if in_time {
             None
         } else if forecast.kv_bound {
             Some(Reason::KvOverflow)

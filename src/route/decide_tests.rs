@@ -283,6 +283,20 @@ fn every_reason_has_a_case() {
         assert_eq!(decision.side(), side, "{reason}: {decision:?}");
         assert_eq!(decision.reason.to_string(), reason, "{decision:?}");
     }
+    let late = |lateness, local: LocalView| LocalView {
+        forecast: forecast(9_000, 20_000),
+        lateness,
+        ..local
+    };
+    for (local, side) in [
+        (late(None, busy()), Side::Local),
+        (late(Some(1.1), busy()), Side::Local),
+        (late(Some(1.2), busy()), Side::Remote),
+        (late(Some(1.2), idle()), Side::Local),
+    ] {
+        let decision = run(&plain, &local, &one);
+        assert_eq!(decision.side(), Some(side), "{local:?}: {decision:?}");
+    }
     let decision = run(&plain, &busy(), &[parked]);
     assert_eq!(decision.outcome, Outcome::Local);
     assert_eq!(decision.reason, Reason::RemoteUnavailable);
@@ -604,7 +618,7 @@ pub(crate) fn any_local() -> impl Strategy<Value = LocalView> {
         ),
         (0..1_500u64, 0..9usize, 0..5usize, 0..101usize),
         proptest::option::weighted(0.8, (0..20_000u64, 0..60_000u64, any::<bool>())),
-        any::<bool>(),
+        (any::<bool>(), proptest::option::of(1.0..1.5f64)),
         proptest::option::of(0..2_000u64),
     )
         .prop_map(
@@ -612,7 +626,7 @@ pub(crate) fn any_local() -> impl Strategy<Value = LocalView> {
                 (served, lame, too_long, stopped, queue_full),
                 (age_ms, waiting, running, kv_free),
                 known,
-                diverting,
+                (diverting, lateness),
                 calm_since_ms,
             )| LocalView {
                 served,
@@ -630,6 +644,7 @@ pub(crate) fn any_local() -> impl Strategy<Value = LocalView> {
                     e2e_ms: ttft_ms + more,
                     kv_bound,
                 }),
+                lateness,
                 hysteresis: Hysteresis {
                     diverting,
                     calm_since_ms,

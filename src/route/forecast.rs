@@ -144,27 +144,63 @@ pub fn expected_tokens(max_new: u32, ratio: f64) -> u32 {
     expected.max(16).min(max_new.max(1))
 }
 
-/// Tokens still expected of an answer that has begun.
-fn remaining_tokens(work: &Work, ratio: f64) -> u64 {
-    let expected = expected_tokens(work.max_new, ratio).saturating_sub(work.generated);
+/// Tokens still expected of an answer: the mean over those that came to more than it has by now. What has run for
+/// long has most often more left than the mean of all says, because long answers are the ones that run for long.
+fn remaining_tokens(work: &Work, lengths: &Lengths) -> u64 {
     let most = work.max_new.saturating_sub(work.generated).max(1);
-    u64::from(
-        if work.generated > 0 {
-            expected.max(8)
-        } else {
-            expected
+    let expected = if work.generated == 0 {
+        expected_tokens(work.max_new, lengths.mean)
+    } else {
+        let max_new = f64::from(work.max_new.max(1));
+        let share = lengths.mean_beyond(f64::from(work.generated) / max_new);
+        let whole = (share * max_new).ceil() as u32;
+        whole.saturating_sub(work.generated).max(8)
+    };
+    u64::from(expected.clamp(1, most))
+}
+
+/// What answers come to, as shares of what they may.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lengths {
+    /// From, to, and the weight of what lies evenly between them; in order.
+    pieces: Vec<(f64, f64, f64)>,
+    mean: f64,
+}
+
+impl Lengths {
+    fn new(pieces: Vec<(f64, f64, f64)>) -> Self {
+        let weight: f64 = pieces.iter().map(|(_, _, weight)| weight).sum();
+        let pieces_mean = |(from, to, weight): &(f64, f64, f64)| (from + to) / 2.0 * weight;
+        let mean = pieces.iter().map(pieces_mean).sum::<f64>() / weight.max(f64::MIN_POSITIVE);
+        Self { pieces, mean }
+    }
+
+    /// The mean of those that come to more than this; the share itself where none is known to.
+    fn mean_beyond(&self, share: f64) -> f64 {
+        let (mut sum, mut weights) = (0.0, 0.0);
+        for &(from, to, weight) in self.pieces.iter().rev() {
+            if to <= share {
+                break;
+            }
+            let (begin, part) = if from < share {
+                (share, weight * (to - share) / (to - from))
+            } else {
+                (from, weight)
+            };
+            sum += (begin + to) / 2.0 * part;
+            weights += part;
         }
-        .clamp(1, most),
-    )
+        if weights > 0.0 { sum / weights } else { share }
+    }
 }
 
 /// Forecasts when the newcomer would be answered; none when the engine's steps are not known.
 ///
-/// `ratio` is the share of their longest answers that those ahead are expected to come to. Memory is promised
-/// to a sequence for its whole expected length, as if nobody were preempted.
+/// `lengths` says what the answers of those ahead are expected to come to. Memory is promised to a sequence for its
+/// whole expected length, as if nobody were preempted.
 ///
 /// Cost: O(n log n) for up to 512 sequences, O(n) beyond.
-pub fn forecast(view: &EngineView, newcomer: &Newcomer, ratio: f64) -> Option<Forecast> {
+pub fn forecast(view: &EngineView, newcomer: &Newcomer, lengths: &Lengths) -> Option<Forecast> {
     let times = view.times.as_ref()?;
     let ahead = view.running.len() + view.waiting.len();
     let arrival = Work {
@@ -174,9 +210,9 @@ pub fn forecast(view: &EngineView, newcomer: &Newcomer, ratio: f64) -> Option<Fo
         max_new: newcomer.max_new,
     };
     let (start, first, kv_bound) = if ahead > MAX_SIMULATED {
-        closed_form(view, times, newcomer, ratio)
+        closed_form(view, times, newcomer, lengths)
     } else {
-        let mut line = Line::new(view, times, ratio);
+        let mut line = Line::new(view, times, lengths);
         line.join(arrival, u64::from(newcomer.expected.max(1)));
         let last = view.waiting.len();
         line.play(last);
@@ -203,11 +239,11 @@ fn closed_form(
     view: &EngineView,
     times: &StepTimes,
     newcomer: &Newcomer,
-    ratio: f64,
+    lengths: &Lengths,
 ) -> (f64, f64, bool) {
     let all = || view.running.iter().chain(&view.waiting);
     let slots = view.max_running.max(1);
-    let answers: u64 = all().map(|work| remaining_tokens(work, ratio)).sum();
+    let answers: u64 = all().map(|work| remaining_tokens(work, lengths)).sum();
     let prompts: u64 = all().map(|work| u64::from(work.left)).sum();
     let chunk = view.step_tokens.saturating_sub(slots).max(1);
     let decode = times.of(0, slots) / slots as f64;
@@ -256,7 +292,7 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(view: &EngineView, times: &'a StepTimes, ratio: f64) -> Self {
+    fn new(view: &EngineView, times: &'a StepTimes, lengths: &Lengths) -> Self {
         let mut line = Self {
             times,
             step_tokens: view.step_tokens.max(1) as u64,
@@ -273,7 +309,7 @@ impl<'a> Line<'a> {
             seen: Vec::new(),
         };
         for work in &view.running {
-            let answer = remaining_tokens(work, ratio);
+            let answer = remaining_tokens(work, lengths);
             let owned = work.prompt as usize + work.generated as usize;
             let blocks = view.blocks(owned + answer as usize);
             let held = view.blocks(owned.saturating_sub(work.left as usize));
@@ -290,7 +326,7 @@ impl<'a> Line<'a> {
             }
         }
         for work in &view.waiting {
-            line.join(*work, remaining_tokens(work, ratio));
+            line.join(*work, remaining_tokens(work, lengths));
         }
         line
     }
@@ -443,11 +479,14 @@ impl Shares {
         self.weights[bin.clamp(1, Self::BINS) - 1] += 1.0;
     }
 
-    /// The mean, each bin counted at its middle and the first guess at what it is.
-    fn mean(&self) -> f64 {
+    /// The same with each bin's weight evenly within it.
+    fn lengths(&self) -> Lengths {
+        let edge = |bin: usize| bin as f64 / Self::BINS as f64;
         let bins = self.weights.iter().enumerate();
-        let sum: f64 = bins.map(|(bin, weight)| weight * (bin as f64 + 0.5)).sum();
-        sum / self.weights.iter().sum::<f64>() / Self::BINS as f64
+        Lengths::new(
+            bins.map(|(bin, weight)| (edge(bin), edge(bin + 1), *weight))
+                .collect(),
+        )
     }
 
     /// The upper end of the bin that holds the 75th percentile.
@@ -487,10 +526,10 @@ impl OutputHistory {
         self.seen.get(&name).unwrap_or(&self.all).p75()
     }
 
-    /// The share that answers come to in the mean, over everyone: for those ahead, since many answers together
-    /// come to their mean and not to what three of four stay below.
-    pub fn mean_of_all(&self) -> f64 {
-        self.all.mean()
+    /// What answers come to, over everyone: for those ahead, since many answers together come to their mean and not
+    /// to what three of four stay below.
+    pub fn lengths_of_all(&self) -> Lengths {
+        self.all.lengths()
     }
 }
 

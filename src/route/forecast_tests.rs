@@ -44,8 +44,13 @@ fn fresh(prompt: u32, max_new: u32) -> Work {
     }
 }
 
+/// Answers that all come to this share.
+fn all(share: f64) -> Lengths {
+    Lengths::new(vec![(share, share, 1.0)])
+}
+
 /// Seconds until the newcomer starts and has its first token, one step after the other.
-fn stepwise(view: &EngineView, newcomer: &Newcomer, ratio: f64) -> (f64, f64) {
+fn stepwise(view: &EngineView, newcomer: &Newcomer, lengths: &Lengths) -> (f64, f64) {
     struct One {
         left: u64,
         answer: u64,
@@ -62,7 +67,7 @@ fn stepwise(view: &EngineView, newcomer: &Newcomer, ratio: f64) -> (f64, f64) {
     let mut running: Vec<One> = Vec::new();
     let mut free = view.kv_free as i64;
     for work in &view.running {
-        let one = one(work, remaining_tokens(work, ratio), false);
+        let one = one(work, remaining_tokens(work, lengths), false);
         let held = view.blocks((work.prompt + work.generated - work.left) as usize);
         free -= one.blocks.saturating_sub(held) as i64;
         running.push(one);
@@ -70,7 +75,7 @@ fn stepwise(view: &EngineView, newcomer: &Newcomer, ratio: f64) -> (f64, f64) {
     let mut waiting: VecDeque<One> = view
         .waiting
         .iter()
-        .map(|work| one(work, remaining_tokens(work, ratio), false))
+        .map(|work| one(work, remaining_tokens(work, lengths), false))
         .collect();
     let arrival = fresh(newcomer.prompt, newcomer.max_new);
     waiting.push_back(One {
@@ -131,7 +136,7 @@ fn stepwise(view: &EngineView, newcomer: &Newcomer, ratio: f64) -> (f64, f64) {
 #[test]
 fn an_idle_engine_takes_a_prompt_at_once() {
     let idle = view(Vec::new(), Vec::new());
-    let seen = forecast(&idle, &newcomer(64, 11), 0.5).expect("known");
+    let seen = forecast(&idle, &newcomer(64, 11), &all(0.5)).expect("known");
     assert_eq!((seen.wait_ms, seen.ttft_ms), (0, 74));
     // Ten more steps of one row, 12 ms each.
     assert_eq!(seen.e2e_ms, 194);
@@ -146,7 +151,7 @@ fn a_cached_prompt_is_answered_sooner() {
         ..newcomer(512, 11)
     };
     let (whole, part) = (newcomer(512, 11), cached);
-    let ttft = |n: &Newcomer| forecast(&idle, n, 0.5).expect("known").ttft_ms;
+    let ttft = |n: &Newcomer| forecast(&idle, n, &all(0.5)).expect("known").ttft_ms;
     assert!(ttft(&part) * 10 < ttft(&whole));
 }
 
@@ -159,7 +164,7 @@ fn a_full_batch_makes_the_newcomer_wait_for_its_shortest_answer() {
         max_new: 100 * (i + 1),
     });
     let full = view(running.collect(), Vec::new());
-    let seen = forecast(&full, &newcomer(16, 20), 0.5).expect("known");
+    let seen = forecast(&full, &newcomer(16, 20), &all(0.5)).expect("known");
     // 40 of 50 expected tokens are to come, 18 ms each with four rows.
     assert_eq!(seen.wait_ms, 720);
     assert!(!seen.kv_bound);
@@ -177,7 +182,7 @@ fn short_memory_makes_it_wait_although_a_place_is_free() {
     short.kv_total = 30;
     short.kv_free = 19;
     let asks = newcomer(200, 60);
-    let seen = forecast(&short, &asks, 0.5).expect("known");
+    let seen = forecast(&short, &asks, &all(0.5)).expect("known");
     assert!(seen.kv_bound && seen.wait_ms > 1_000);
     assert!(!short.never_fits(&asks));
     assert!(short.never_fits(&newcomer(400, 60)));
@@ -187,15 +192,15 @@ fn short_memory_makes_it_wait_although_a_place_is_free() {
 fn nothing_is_forecast_from_nothing() {
     let mut blind = view(Vec::new(), vec![fresh(10, 10)]);
     blind.times = None;
-    assert_eq!(forecast(&blind, &newcomer(10, 10), 0.5), None);
+    assert_eq!(forecast(&blind, &newcomer(10, 10), &all(0.5)), None);
 }
 
 #[test]
 fn the_closed_form_is_of_the_same_size_as_the_simulation() {
     let waiting = |n| view(vec![fresh(32, 64); 4], vec![fresh(32, 64); n]);
     let asks = newcomer(32, 32);
-    let simulated = forecast(&waiting(508), &asks, 0.5).expect("known");
-    let closed = forecast(&waiting(509), &asks, 0.5).expect("known");
+    let simulated = forecast(&waiting(508), &asks, &all(0.5)).expect("known");
+    let closed = forecast(&waiting(509), &asks, &all(0.5)).expect("known");
     let ratio = closed.ttft_ms as f64 / simulated.ttft_ms as f64;
     assert!((0.6..1.7).contains(&ratio), "{ratio}");
 }
@@ -227,9 +232,9 @@ fn histories_learn_how_long_answers_get_and_forget_it() {
         history.note("k", "/r", 100, 100);
     }
     assert_eq!(history.ratio("k", "/r"), 1.0);
-    assert!((history.mean_of_all() - 0.96).abs() < 0.02);
+    assert!((history.lengths_of_all().mean - 0.96).abs() < 0.02);
     history.note("other", "/r", 0, 100);
-    assert!(history.mean_of_all() < history.ratio("k", "/r"));
+    assert!(history.lengths_of_all().mean < history.ratio("k", "/r"));
     assert_eq!(expected_tokens(1_000, 0.1), 100);
     assert_eq!(
         (expected_tokens(100, 0.1), expected_tokens(4, 0.5)),
@@ -279,8 +284,8 @@ proptest! {
         view in any_view(), prompt in 2..200u32, expected in 1..60u32, ratio in 0.05..1.0f64,
     ) {
         let asks = newcomer(prompt, expected);
-        let seen = forecast(&view, &asks, ratio).expect("known");
-        let (start, first) = stepwise(&view, &asks, ratio);
+        let seen = forecast(&view, &asks, &all(ratio)).expect("known");
+        let (start, first) = stepwise(&view, &asks, &all(ratio));
         let slack = |exact: f64| exact * 20.0 + 2.0 * 1000.0 * times().of(64, 4);
         prop_assert!((seen.wait_ms as f64 - start * 1000.0).abs() <= slack(start), "{seen:?} {start}");
         prop_assert!((seen.ttft_ms as f64 - first * 1000.0).abs() <= slack(first), "{seen:?} {first}");
@@ -292,10 +297,42 @@ proptest! {
         view in any_view(), prompt in 2..200u32, more in (2..200u32, 1..120u32), ratio in 0.05..1.0f64,
     ) {
         let asks = newcomer(prompt, 20);
-        let before = forecast(&view, &asks, ratio).expect("known");
+        let before = forecast(&view, &asks, &all(ratio)).expect("known");
         let mut longer = view.clone();
         longer.waiting.push(fresh(more.0, more.1));
-        let after = forecast(&longer, &asks, ratio).expect("known");
+        let after = forecast(&longer, &asks, &all(ratio)).expect("known");
         prop_assert!(after.ttft_ms >= before.ttft_ms, "{before:?} {after:?}");
     }
+}
+
+#[test]
+fn what_has_run_for_long_is_expected_to_run_on() {
+    let mut history = OutputHistory::new(NonZeroUsize::MIN);
+    // Log-uniform from 16 to 800: 200 in the mean.
+    for i in 0..2000 {
+        let place = f64::from(i * 7919 % 2000) / 2000.0;
+        let tokens = 16.0 * 50f64.powf(place);
+        history.note("k", "/r", tokens as u32, 800);
+    }
+    let lengths = history.lengths_of_all();
+    assert!((0.2..0.3).contains(&lengths.mean), "{}", lengths.mean);
+    let left = |generated| {
+        let work = Work {
+            prompt: 1,
+            left: 1,
+            generated,
+            max_new: 800,
+        };
+        remaining_tokens(&work, &lengths)
+    };
+    // (800 - g) / ln(800 / g) - g, but for what the bins and the fading blur.
+    for (generated, expected) in [(100, 236.0), (200, 233.0), (400, 177.0)] {
+        let ratio = left(generated) as f64 / expected;
+        assert!(
+            (0.75..1.25).contains(&ratio),
+            "{generated}: {}",
+            left(generated)
+        );
+    }
+    assert!(left(790) <= 10 && left(799) == 1);
 }

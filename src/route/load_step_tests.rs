@@ -130,6 +130,7 @@ fn play(load: f64) -> Seen {
     let mut engine = Engine::default();
     let mut history = OutputHistory::new(std::num::NonZeroUsize::MIN);
     let mut hysteresis = Hysteresis::default();
+    let mut lateness = Lateness::default();
     // Answers of 150 tokens in the mean with four at once, 26 ms a step, and 0.08 s for each prompt.
     let capacity_per_s = SLOTS as f64 / (150.0 * 0.026 + 4.0 * 0.08);
     let mut next_ms = 0.0;
@@ -159,7 +160,7 @@ fn play(load: f64) -> Seen {
                 max_new: 400,
                 expected: expected_tokens(400, ratio),
             };
-            let forecast = forecast(&view, &asks, history.mean_of_all()).expect("known");
+            let forecast = forecast(&view, &asks, &history.lengths_of_all()).expect("known");
             let local = LocalView {
                 served: true,
                 waiting: engine.waiting.len(),
@@ -169,6 +170,7 @@ fn play(load: f64) -> Seen {
                 kv_free: view.kv_free,
                 kv_needed: view.blocks(prompt as usize),
                 forecast: Some(forecast),
+                lateness: Some(lateness.factor()),
                 hysteresis,
                 ..LocalView::default()
             };
@@ -208,7 +210,11 @@ fn play(load: f64) -> Seen {
         if engine.running.is_empty() && engine.waiting.is_empty() {
             engine.now_ms = next_ms;
         } else {
+            let known = engine.firsts.len();
             engine.step(&times, 0.85 + 0.3 * draw.even());
+            for (actual, said) in &engine.firsts[known..] {
+                lateness.note(*said, *actual as u64);
+            }
         }
         while (full.len() as f64) * 1000.0 <= engine.now_ms {
             full.push(engine.full_ms);

@@ -11,6 +11,7 @@ mod features;
 mod forecast;
 mod hardness;
 mod hysteresis;
+mod lateness;
 mod policies;
 mod record;
 mod rules;
@@ -23,10 +24,12 @@ pub use decide::{
 };
 pub use features::{Arrival, FEATURE_NAMES, Features, application};
 pub use forecast::{
-    BUCKETS, EngineView, Newcomer, OutputHistory, StepTimes, Work, expected_tokens, forecast,
+    BUCKETS, EngineView, Lengths, Newcomer, OutputHistory, StepTimes, Work, expected_tokens,
+    forecast,
 };
 pub use hardness::{Calibration, CalibrationError, Fit};
 pub use hysteresis::Hysteresis;
+pub use lateness::Lateness;
 pub use policies::Policies;
 pub use record::{About, Aftermath, AttemptNote, DecisionLog, LogThread, Record, replay};
 pub use rules::{RuleHit, Sight, first_hit};

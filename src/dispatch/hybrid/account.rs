@@ -158,6 +158,7 @@ impl Tally {
         if let (Some(ttft), Some(Side::Local), true) = (ttft, side, attempts.is_empty())
             && let Some(forecast) = &case.upon.0.forecast
         {
+            hybrid.lock_lateness().note(forecast.ttft_ms, ms(ttft));
             let expected = forecast.ttft_ms.max(1) as f64 / 1e3;
             inner
                 .metrics

@@ -26,8 +26,8 @@ use crate::generation::{Error, EventStream, Policy, Reason, Request, RouteAsk, R
 use crate::remote::catalog::Facts;
 use crate::remote::{self, Fidelity, Known, Outgoing, Remote, TargetStatus, TranslateSettings};
 use crate::route::{
-    self, Calibration, Decision, DecisionLog, Features, Hardness, Hysteresis, LocalView, MidStream,
-    ModelRoute, Need, Outcome, OutputHistory, RefusalKind, Sessions, Terms, Then,
+    self, Calibration, Decision, DecisionLog, Features, Hardness, Hysteresis, Lateness, LocalView,
+    MidStream, ModelRoute, Need, Outcome, OutputHistory, RefusalKind, Sessions, Terms, Then,
 };
 use case::Case;
 
@@ -81,6 +81,7 @@ pub struct Hybrid {
     sessions: Mutex<Sessions>,
     hysteresis: Mutex<HashMap<String, Hysteresis>>,
     outputs: Mutex<OutputHistory>,
+    lateness: Mutex<Lateness>,
     permits: Arc<Semaphore>,
     as_configured: TranslateSettings,
     /// The same for a caller who wants nothing degraded.
@@ -127,6 +128,7 @@ impl Hybrid {
             sessions: Mutex::new(Sessions::new(SESSIONS, route.sticky)),
             hysteresis: Mutex::default(),
             outputs: Mutex::new(OutputHistory::new(HISTORIES)),
+            lateness: Mutex::default(),
             origin: Instant::now(),
             config_rev: revision(&route),
             strictly: TranslateSettings {
@@ -281,6 +283,10 @@ impl Hybrid {
         self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_lateness(&self) -> MutexGuard<'_, Lateness> {
+        self.lateness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_hysteresis(&self) -> MutexGuard<'_, HashMap<String, Hysteresis>> {
         self.hysteresis
             .lock()
@@ -299,7 +305,7 @@ impl Hybrid {
         let snapshot = local.engine.snapshot();
         let engine = case::engine_view(&snapshot);
         let newcomer = case::newcomer(need, expected);
-        let mean = self.lock_outputs().mean_of_all();
+        let lengths = self.lock_outputs().lengths_of_all();
         view.stopped = local.engine.load().stopped;
         view.age_ms = snapshot.age(Instant::now()).as_millis() as u64;
         view.waiting = engine.waiting.len();
@@ -309,7 +315,8 @@ impl Hybrid {
         view.kv_free = engine.kv_free;
         let tokens = need.prompt_tokens as usize + expected as usize;
         view.kv_needed = engine.blocks(tokens);
-        view.forecast = route::forecast(&engine, &newcomer, mean);
+        view.forecast = route::forecast(&engine, &newcomer, &lengths);
+        view.lateness = Some(self.lock_lateness().factor());
     }
 
     /// Whether shown text is kept, because it may have to be continued.
@@ -375,7 +382,9 @@ impl Hybrid {
         self.look_here(local, &case.need, case.expected_tokens, &mut view);
         // It is one of those who wait.
         view.waiting = view.waiting.max(1);
-        let waited = waited.as_millis() as u64;
+        // What has passed is certain: it is not multiplied by how late forecasts are.
+        let waited = waited.as_millis() as f64 / view.lateness.unwrap_or(1.0);
+        let waited = waited as u64;
         if let Some(forecast) = &mut view.forecast {
             forecast.ttft_ms = forecast.ttft_ms.saturating_add(waited);
         }
