@@ -3,19 +3,24 @@
 #
 # The commands stand in README.md in the first ```bash fence after each of the marks `<!-- test:serve -->`,
 # `<!-- test:generate -->` and `<!-- test:generate_stream -->`; the answer it promises stands in the fence
-# after `<!-- test:answer -->`. They are run as written. CARGO_TARGET_DIR points at this tree's target
+# after `<!-- test:answer -->`. Then the same for hybrid serving: `far` and `near` start two servers, `hybrid` asks, and
+# the answer's head has every line of the fence after `said`. They are run as written. CARGO_TARGET_DIR points at this tree's target
 # folder, so that nothing is built twice.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
-server=
-stop() {
-    # The server is a process group of its own: a command line may hold `cargo run`, which has a child.
-    if [[ -n $server ]]; then
+servers=()
+stop_servers() {
+    # A server is a process group of its own: a command line may hold `cargo run`, which has a child.
+    for server in ${servers[@]+"${servers[@]}"}; do
         kill -TERM -- "-$server" 2>/dev/null || true
         wait "$server" 2>/dev/null || true
-    fi
+    done
+    servers=()
+}
+stop() {
+    stop_servers
     rm -rf "$work"
 }
 trap stop EXIT
@@ -23,10 +28,11 @@ trap 'exit 130' INT TERM
 
 fail() {
     echo "fresh_clone: $*" >&2
-    if [[ -s $work/server.log ]]; then
-        echo "the server's words:" >&2
-        tail -n 40 "$work/server.log" >&2
-    fi
+    for log in "$work"/*.log; do
+        [[ -s $log ]] || continue
+        echo "the words of $(basename "$log" .log):" >&2
+        tail -n 40 "$log" >&2
+    done
     exit 1
 }
 
@@ -57,21 +63,28 @@ serve=$(fence serve | grep -v '^[[:space:]]*\(#.*\)\?$' | head -n 1 || true)
 generate=$(fence generate)
 generate_stream=$(fence generate_stream)
 answer=$(fence answer)
-for name in serve generate generate_stream answer; do
+far=$(fence far)
+near=$(fence near)
+hybrid=$(fence hybrid)
+said=$(fence said)
+for name in serve generate generate_stream answer far near hybrid said; do
     [[ -n ${!name} ]] || fail "README.md has no fence after <!-- test:$name -->"
 done
 
-echo "+ $serve"
-setsid bash -c "$serve" >"$work/server.log" 2>&1 &
-server=$!
-# A cold build may come first.
-for _ in $(seq 9000); do
-    grep -q Connected "$work/server.log" && break
-    kill -0 "$server" 2>/dev/null || fail "the server did not start"
-    sleep 0.2
-done
-grep -q Connected "$work/server.log" || fail "the server is not ready"
+# Starts a server by its command and waits until it is ready; a cold build may come first.
+start() {
+    echo "+ $2"
+    setsid bash -c "$2" >"$work/$1.log" 2>&1 &
+    servers+=($!)
+    for _ in $(seq 9000); do
+        grep -q Connected "$work/$1.log" && return
+        kill -0 "${servers[-1]}" 2>/dev/null || fail "$1 did not start"
+        sleep 0.2
+    done
+    fail "$1 is not ready"
+}
 
+start serve "$serve"
 echo "+ $generate"
 bash -euo pipefail -c "$generate" >"$work/generate" || fail "the command to generate failed"
 echo "+ $generate_stream"
@@ -106,4 +119,22 @@ last = json.loads(frames[-1].removeprefix("data:"))
 if not last.get("generated_text"):
     sys.exit(f"the stream ends with {last}")
 PY
+stop_servers
+
+# State and audit log stand in the home of whoever starts it.
+export HOME="$work/home" CARGO_HOME="${CARGO_HOME:-$HOME/.cargo}" RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}"
+mkdir "$HOME"
+unset XDG_STATE_HOME
+start far "$far"
+start near "$near"
+echo "+ $hybrid"
+bash -euo pipefail -c "$hybrid" | tr -d '\r' >"$work/hybrid" || fail "the command to ask for far failed"
+head -n 1 "$work/hybrid" | grep -q ' 200 ' || fail "far answers $(cat "$work/hybrid")"
+while read -r line; do
+    grep -qxF "$line" "$work/hybrid" || fail "README.md promises '$line', the answer is $(cat "$work/hybrid")"
+done <<<"$said"
+grep -q '"content":"[^"]' "$work/hybrid" || fail "far says nothing: $(cat "$work/hybrid")"
+verify=$(grep -o 'cargo run --release -- audit verify[^`]*' README.md | head -n 1)
+echo "+ $verify"
+bash -euo pipefail -c "$verify" || fail "the audit log does not hold"
 echo "fresh_clone: the README's commands do what it says"
