@@ -90,10 +90,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(request: &Request) -> Self {
+    /// For a request that was looked at, and has waited since, at `queued_at`.
+    pub(super) fn new(request: &Request, queued_at: Instant) -> Self {
         Self {
             accounted: request.accounted,
-            queued_at: Instant::now(),
+            queued_at,
             first_token: None,
             attempts: Attempts::default(),
         }

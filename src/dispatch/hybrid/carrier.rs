@@ -40,7 +40,7 @@ pub(super) fn begin(
     let carrier = Carrier {
         inner: Arc::clone(inner),
         hybrid: Arc::clone(hybrid),
-        tally: Tally::new(&case.request),
+        tally: Tally::new(&case.request, case.opened),
         case,
         decision,
         permit: Some(permit),

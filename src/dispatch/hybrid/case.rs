@@ -45,6 +45,8 @@ pub(super) struct Case {
     pub(super) texts: Vec<String>,
     /// Tokens that the answer is expected to have, here and elsewhere.
     pub(super) expected_tokens: u32,
+    /// When it had been looked at.
+    pub(super) opened: Instant,
     /// Its place among those who wait for room at upstreams.
     pub(super) turn: Option<Turn>,
     known: Known,
@@ -181,6 +183,7 @@ impl Case {
             session,
             texts,
             expected_tokens,
+            opened: Instant::now(),
             turn: None,
             known,
             looked: Vec::new(),

@@ -453,6 +453,9 @@ fn more_callers_than_a_target_takes_at_once_wait_for_room() {
         let answer = caller.join().expect("an answer");
         assert_eq!(content(&answer), "Here.", "{answer:?}");
         assert_eq!(answer.header("x-route-attempts"), Some("1"));
+        let ms = |name: &str| answer.header(name).and_then(|ms| ms.parse::<u64>().ok());
+        let looked_at = ms("x-validation-time").expect("a time");
+        assert!(looked_at < 200, "waiting is no looking: {answer:?}");
     }
     assert_eq!(asked(&far), 10);
     assert_eq!(at_once(&far, time), 2, "all the room is used, and no more");
