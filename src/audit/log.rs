@@ -88,7 +88,7 @@ impl Log {
         self.hand_over(Some(record.bounded())).await
     }
 
-    /// Waits until everything handed over before is durable, or was reported as lost.
+    /// Waits until everything handed over before is as durable as [`Self::write`] makes it, or was reported as lost.
     ///
     /// Errors: the log's thread has ended.
     pub async fn flush(&self) -> Result<(), WriteError> {

@@ -338,7 +338,7 @@ async fn begin(
             .as_ref()
             .filter(|_| purpose != Purpose::Hedge),
     };
-    let ticket = match board.begin_with(target, Instant::now(), ask) {
+    let ticket = match board.begin(target, Instant::now(), ask) {
         Ok(ticket) => ticket,
         Err(not_now) if stands_in => return Err(unsent(not_now.fault())),
         // With nobody else left, one request in a while is let through to see.

@@ -32,13 +32,7 @@ pub(super) async fn wait(
         let now = Instant::now();
         let soonest = prospect.soonest.map(|wait| now + wait);
         let soonest = soonest.filter(|soonest| *soonest <= until);
-        match &case.turn {
-            Some(turn) => turn.missed(),
-            None => {
-                let board = hybrid.remote.board();
-                case.turn = board.queue(&prospect.full, case.deadline());
-            }
-        }
+        line_up(hybrid, case, &prospect.full);
         if now >= until || case.turn.is_none() && soonest.is_none() {
             break;
         }
@@ -56,15 +50,19 @@ pub(super) async fn wait(
 /// Waits until there may be room at this target after all, and no longer than this.
 pub(super) async fn wait_at(hybrid: &Hybrid, case: &mut Case, target: &str, time: Duration) {
     let now = Instant::now();
-    let board = hybrid.remote.board();
-    let status = board.view(target, now);
+    let status = hybrid.remote.board().view(target, now);
     let is_full = status.is_some_and(|status| status.state == At::Saturated);
+    let full = [target];
+    line_up(hybrid, case, if is_full { &full } else { &[] });
+    called(case.turn.as_ref(), now + time).await;
+}
+
+/// Takes a place among those who wait for these targets, or keeps the one it has and did not get anything for.
+fn line_up<T: AsRef<str>>(hybrid: &Hybrid, case: &mut Case, full: &[T]) {
     match &case.turn {
         Some(turn) => turn.missed(),
-        None if is_full => case.turn = board.queue(&[target], case.deadline()),
-        None => {}
+        None => case.turn = hybrid.remote.board().queue(full, case.deadline()),
     }
-    called(case.turn.as_ref(), now + time).await;
 }
 
 async fn called(turn: Option<&Turn>, until: Instant) {

@@ -101,7 +101,8 @@ pub struct Board(Arc<Mutex<Inner>>);
 pub struct Ask<'a> {
     /// Who shall answer: limits are counted by credential and provider. None means the target's usual one.
     pub provider: Option<&'a Arc<str>>,
-    /// Whether the request could be answered elsewhere, should this attempt fail.
+    /// Whether the request could be answered elsewhere, here included, should this attempt fail; only such requests
+    /// are trials of a breaker.
     pub has_alternative: bool,
     /// What it needs.
     pub expected: Expected,
@@ -189,30 +190,10 @@ impl Board {
         Self(Arc::new(Mutex::new(inner)))
     }
 
-    /// Begins an attempt. `has_alternative`: the request could be answered elsewhere, here included, should
-    /// this one fail; only such requests are trials of a breaker.
+    /// Begins an attempt.
     ///
     /// Errors: why the target may not be asked now. Nothing has changed then.
-    pub fn begin(
-        &self,
-        target: &str,
-        now: Instant,
-        has_alternative: bool,
-        expected: Expected,
-    ) -> Result<Ticket, NotNow> {
-        let ask = Ask {
-            provider: None,
-            has_alternative,
-            expected,
-            turn: None,
-        };
-        self.begin_with(target, now, ask)
-    }
-
-    /// The same for a request with more to it.
-    ///
-    /// Errors: as above.
-    pub fn begin_with(&self, target: &str, now: Instant, ask: Ask<'_>) -> Result<Ticket, NotNow> {
+    pub fn begin(&self, target: &str, now: Instant, ask: Ask<'_>) -> Result<Ticket, NotNow> {
         let Ask {
             provider,
             has_alternative,

@@ -60,8 +60,18 @@ fn board(config: &Config) -> (Board, Instant) {
     (Board::new(config, 7, now, wall()), now)
 }
 
+/// Of a request that somebody else could answer, too.
+fn ask(expected: Expected) -> Ask<'static> {
+    Ask {
+        provider: None,
+        has_alternative: true,
+        expected,
+        turn: None,
+    }
+}
+
 fn begin(board: &Board, target: &str, now: Instant) -> Result<Ticket, NotNow> {
-    board.begin(target, now, true, Expected::default())
+    board.begin(target, now, ask(Expected::default()))
 }
 
 fn fail(board: &Board, target: &str, class: Class, hint: Option<Duration>, now: Instant) {
@@ -372,11 +382,9 @@ fn limits_of_requests_and_of_rates_are_kept() {
         prompt_tokens: 500,
         output_tokens: 500,
     };
-    let ticket = board
-        .begin("e", now, true, large)
-        .expect("a minute's worth");
+    let ticket = board.begin("e", now, ask(large)).expect("a minute's worth");
     assert_eq!(
-        board.begin("e", now, true, large).err(),
+        board.begin("e", now, ask(large)).err(),
         Some(NotNow::Parked(60 * S))
     );
     let answered = Outcome::Answered {
@@ -385,7 +393,7 @@ fn limits_of_requests_and_of_rates_are_kept() {
     };
     ticket.finish(answered, now);
     assert_eq!(
-        board.begin("e", now, true, large).err(),
+        board.begin("e", now, ask(large)).err(),
         Some(NotNow::Parked(24 * S))
     );
 }
@@ -627,11 +635,9 @@ fn limits_are_counted_by_who_answers_and_go_back_when_nothing_was_sent() {
     let by = |provider: &str| {
         let ask = Ask {
             provider: Some(&provider.into()),
-            has_alternative: true,
-            expected: most,
-            turn: None,
+            ..ask(most)
         };
-        board.begin_with("a", now, ask)
+        board.begin("a", now, ask)
     };
     let ticket = by("together").expect("nothing speaks against it");
     ticket.finish(
