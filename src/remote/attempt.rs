@@ -141,6 +141,8 @@ impl Late {
 pub trait Reporter: Send + 'static {
     /// The first piece of the answer that a caller can see has come. At most once, before the end.
     fn first_token(&mut self, now: Instant);
+    /// The answer's head says that nothing is left of a limit for this long. At most once, before the first token.
+    fn exhausted(&mut self, time: Duration, now: Instant);
     /// The attempt is over. A caller that left is a fault of [`Class::ClientGone`].
     fn finish(self, outcome: Result<&Finish, &Fault>, now: Instant);
 }
@@ -187,7 +189,7 @@ pub async fn start<D: Decoder, R: Reporter>(
     decoder: D,
     reporter: R,
 ) -> Result<Reply, Fault> {
-    let report = Report(Some(reporter));
+    let mut report = Report(Some(reporter));
     let held = call
         .headers
         .iter()
@@ -207,6 +209,9 @@ pub async fn start<D: Decoder, R: Reporter>(
     } else {
         Tick::from_std(sent)
     };
+    if let Some(time) = head.exhausted {
+        report.exhausted(time, Tick::now());
+    }
     let late = Late::default();
     let events = Events::new(
         body,
@@ -264,6 +269,12 @@ impl<R: Reporter> Report<R> {
     fn first_token(&mut self, now: Tick) {
         if let Some(reporter) = &mut self.0 {
             reporter.first_token(now.into_std());
+        }
+    }
+
+    fn exhausted(&mut self, time: Duration, now: Tick) {
+        if let Some(reporter) = &mut self.0 {
+            reporter.exhausted(time, now.into_std());
         }
     }
 

@@ -213,6 +213,37 @@ pub struct Capabilities {
     pub raw_prompt: Option<bool>,
 }
 
+impl Capabilities {
+    /// Fields of a request that a target may turn out not to know, under every fidelity and under the lenient one:
+    /// without the first nothing of the answer changes but who counts its tokens.
+    pub fn droppable(fidelity: Fidelity) -> BTreeSet<&'static str> {
+        let lossy: &[&str] = match fidelity {
+            Fidelity::Strict => &[],
+            Fidelity::Lenient => &[
+                "top_k",
+                "min_p",
+                "repetition_penalty",
+                "repeat_penalty",
+                "seed",
+            ],
+        };
+        lossy.iter().copied().chain(["stream_options"]).collect()
+    }
+
+    /// The target has refused a request because of this field. Fields that are no ability change nothing.
+    pub fn deny(&mut self, field: &str) {
+        let ability = match field {
+            "stream_options" => &mut self.stream_options,
+            "top_k" => &mut self.top_k,
+            "min_p" => &mut self.min_p,
+            "repetition_penalty" | "repeat_penalty" => &mut self.repetition_penalty,
+            "seed" => &mut self.seed,
+            _ => return,
+        };
+        *ability = Some(false);
+    }
+}
+
 /// One model at one upstream, run by one provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetConfig {

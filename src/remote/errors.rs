@@ -310,6 +310,7 @@ impl Told {
         } else {
             None
         };
+        let param_stated = self.param.is_some();
         let param = if class == Class::BadRequest {
             self.param.or_else(|| named_field(&self.message))
         } else {
@@ -322,6 +323,7 @@ impl Told {
                 cut(&mut param, 128);
                 param.into()
             }),
+            param_stated,
             context_length,
             ..Fault::new(class, message)
         }

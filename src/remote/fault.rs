@@ -118,6 +118,8 @@ pub struct Fault {
     pub retry_after: Option<Duration>,
     /// The field that the upstream names as wrong.
     pub param: Option<Box<str>>,
+    /// Whether it names that in a place of its own, rather than somewhere in a sentence, which may be the caller's.
+    pub param_stated: bool,
     /// A limit that the upstream names: its context in tokens.
     pub context_length: Option<u32>,
     /// Who ran the model, if the upstream said so.
@@ -139,12 +141,32 @@ impl Fault {
             message: message.into(),
             retry_after: None,
             param: None,
+            param_stated: false,
             context_length: None,
             provider: None,
             upstream_request_id: None,
             unsent: false,
             usage: None,
         }
+    }
+
+    /// The field that the target does not know, where that is why it refused the request. A wrong value of a
+    /// field that it knows is none.
+    pub fn unknown_field(&self) -> Option<&str> {
+        const WORDS: &[&str] = &[
+            "support",
+            "unknown",
+            "unrecogni",
+            "unexpected",
+            "extra",
+            "not permitted",
+            "not allowed",
+            "not available",
+        ];
+        let message = self.message.to_ascii_lowercase();
+        let unknown = WORDS.iter().any(|word| message.contains(word)) && !message.contains("value");
+        let refused = self.class == Class::BadRequest && unknown;
+        self.param.as_deref().filter(|_| refused)
     }
 
     /// The same for a request that never left.

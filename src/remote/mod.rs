@@ -32,7 +32,7 @@ pub use adaptive::Adaptive;
 pub use attempt::{Check, Checked, Decoder, Late, Reply, Reporter, Timing, start};
 pub use board::{
     Ask, Board, EndpointState, Expected, NotNow, Outcome, Saved, TargetState, TargetStatus, Ticket,
-    Turn,
+    Turn, Waiter,
 };
 pub use breaker::{Breaker, BreakerState, Permit, Refused, Verdict};
 pub use budget::{HedgeBudget, Rate, RetryBudget};

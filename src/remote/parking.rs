@@ -56,6 +56,13 @@ impl Parking {
         self.park_until(now + wait + jitter(wait, rand));
     }
 
+    /// An answer says that nothing is left of a limit for this long. That may be the time until all of it is back,
+    /// so that only the longest wait without a hint is believed. `rand` as with [`Parking::refuse`].
+    pub fn exhausted(&mut self, now: Instant, time: Duration, rand: f64) {
+        let wait = time.min(self.config.max);
+        self.park_until(now + wait + jitter(wait, rand));
+    }
+
     /// Parks at least until then.
     pub fn park_until(&mut self, until: Instant) {
         self.until = Some(self.until.map_or(until, |old| old.max(until)));

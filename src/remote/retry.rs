@@ -43,8 +43,8 @@ pub struct Link {
 pub struct Terms {
     /// Tokens of prompt and answer that must fit the context.
     pub tokens: u32,
-    /// Fields that may be left out when a target does not know them; empty where nothing may be degraded.
-    pub may_drop: BTreeSet<String>,
+    /// Fields that may be left out when a target turns out not to know them.
+    pub may_drop: BTreeSet<&'static str>,
 }
 
 /// What to do next.
@@ -278,6 +278,12 @@ impl Loop {
     fn push(&mut self, fault: Fault, sent: bool, now: Instant) {
         let soon = matches!(fault.class, Class::RateLimited | Class::Overloaded);
         let hint = fault.retry_after.filter(|_| soon);
+        // What it says now stands for what it said before.
+        for before in &mut self.tried {
+            if before.index == self.current {
+                before.ready_at = None;
+            }
+        }
         self.tried.push(Tried {
             index: self.current,
             sent,
@@ -350,13 +356,11 @@ impl Loop {
     }
 
     fn without(&mut self, left: Duration, spend: &mut dyn FnMut(&str) -> bool) -> Option<Step> {
-        let fault = self.last()?;
-        let param = String::from(fault.param.clone()?);
-        let unknown = !self.dropped
-            && self.terms.may_drop.contains(&param)
-            && says_unknown(&fault.message)
+        let param = self.last()?.unknown_field()?.to_owned();
+        let may = !self.dropped
+            && self.terms.may_drop.contains(&*param)
             && self.has_room(self.current, Duration::ZERO, left);
-        if !unknown || !spend(&self.chain[self.current].upstream) {
+        if !may || !spend(&self.chain[self.current].upstream) {
             return None;
         }
         self.dropped = true;
@@ -501,22 +505,6 @@ fn count(of: impl Iterator) -> u32 {
 
 fn counts(tried: &Tried) -> bool {
     tried.sent && tried.fault.class != Class::ColdStart
-}
-
-/// Whether a refusal speaks of a field that is not known there, rather than of a value that is wrong.
-fn says_unknown(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    let words = [
-        "support",
-        "unknown",
-        "unrecogni",
-        "unexpected",
-        "extra",
-        "not permitted",
-        "not allowed",
-        "not available",
-    ];
-    words.iter().any(|word| message.contains(word))
 }
 
 /// Whether time alone mends it.
@@ -808,7 +796,7 @@ mod tests {
         let mut strict = looped(vec![small.clone(), link("b", 1)]);
         assert_eq!(after_fault(&mut strict, unknown.clone()), Step::GiveUp);
         let mut lenient = looped(vec![small]);
-        lenient.terms.may_drop.insert("min_p".to_owned());
+        lenient.terms.may_drop.insert("min_p");
         let param = "min_p".to_owned();
         assert_eq!(
             after_fault(&mut lenient, unknown.clone()),
@@ -952,6 +940,23 @@ mod tests {
                     assert_eq!(run.tried().len(), 2);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_target_that_was_waited_for_is_waited_for_as_long_as_it_says_now() {
+        let now = Instant::now();
+        let mut run = looped(vec![link("a", 0)]);
+        let parked = || Fault {
+            retry_after: Some(S),
+            ..Fault::unsent(Class::RateLimited, "parked")
+        };
+        for round in 0..3 {
+            let step = run.passed_over(parked(), now + 2 * round * S, now + 60 * S, 0.0);
+            assert!(
+                matches!(step, Step::Wait { time, then: 0 } if time >= S),
+                "{round}: {step:?}"
+            );
         }
     }
 

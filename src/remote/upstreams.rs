@@ -222,6 +222,7 @@ impl Remote {
             ticket,
             catalogue: inner.catalogue.clone(),
             target: self.target(&facts.target.name).cloned(),
+            droppable: outgoing.droppable,
             needed: outgoing
                 .prompt_tokens
                 .saturating_add(outgoing.max_output_tokens),
@@ -386,6 +387,8 @@ struct Reported {
     target: Option<TargetConfig>,
     /// Tokens of prompt and answer, at most.
     needed: u32,
+    /// Fields that were sent and that the target may turn out not to know.
+    droppable: Vec<&'static str>,
 }
 
 impl Reporter for Reported {
@@ -394,6 +397,10 @@ impl Reporter for Reported {
         if let Some(target) = &self.target {
             self.catalogue.answered(&target.upstream);
         }
+    }
+
+    fn exhausted(&mut self, time: Duration, now: Instant) {
+        self.ticket.exhausted(time, now);
     }
 
     fn finish(self, outcome: Result<&Finish, &Fault>, now: Instant) {
@@ -413,6 +420,14 @@ impl Reporter for Reported {
                 if let (Some(target), Some(limit)) = (&self.target, limit) {
                     self.catalogue
                         .learn_context(target, limit, SystemTime::now());
+                }
+                // What a sentence says may be the caller's own words.
+                let stated = fault.unknown_field().filter(|_| fault.param_stated);
+                let sent = self.droppable.iter();
+                let field = sent.copied().find(|field| stated == Some(field));
+                if let (Some(target), Some(field)) = (&self.target, field) {
+                    self.catalogue
+                        .learn_unknown(target, field, SystemTime::now());
                 }
                 Outcome::failed(fault)
             }

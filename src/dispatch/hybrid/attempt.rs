@@ -4,7 +4,6 @@
 //! written down with what it may have cost. Nothing is forwarded before its first token, so that a second
 //! attempt beside a slow one, where the operator allows that, is a race that nobody sees.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +18,9 @@ use super::{Hybrid, room, shape};
 use crate::dispatch::Inner;
 use crate::egress::{Denied, Departure, Purpose};
 use crate::generation::{Error, Event, Finish, Reason, RouteNote, Side, Usage, UsageSource};
-use crate::remote::{Ask, Check, Class, Expected, Fault, Late, Link, Loop, Remote, Step, Terms};
+use crate::remote::{
+    Ask, Capabilities, Check, Class, Expected, Fault, Late, Link, Loop, Remote, Step, Terms,
+};
 
 /// Events of an answer that is given whole which are held before it counts as endless.
 const MOST_HELD: usize = 1 << 18;
@@ -47,7 +48,7 @@ pub(super) async fn elsewhere(carrier: &mut Carrier) -> Ended {
     let need = &carrier.case.need;
     let terms = Terms {
         tokens: need.prompt_tokens.saturating_add(need.max_new_tokens),
-        may_drop: BTreeSet::new(),
+        may_drop: Capabilities::droppable(hybrid.fidelity(need.strict)),
     };
     if links.is_empty() || links.len() != ways.len() {
         let error = Error::no_target("no upstream is configured for this request");
@@ -117,7 +118,8 @@ pub(super) async fn elsewhere(carrier: &mut Carrier) -> Ended {
                 room::wait_at(&hybrid, &mut carrier.case, target, time).await;
             }
             Step::Hop { .. } => {}
-            Step::Without { .. } | Step::GiveUp => {
+            Step::Without { param } => ways[place].facts.target.capabilities.deny(&param),
+            Step::GiveUp => {
                 let now = Instant::now();
                 for (place, way) in ways.iter().enumerate() {
                     let status = board.view(&way.facts.target.name, now);
@@ -347,7 +349,7 @@ async fn begin(
                 .iter()
                 .map(|way| Arc::clone(&way.facts.target.name))
                 .collect();
-            let trial = board.trial(&all, Instant::now(), expected);
+            let trial = board.trial(&all, Instant::now(), expected, ask.turn);
             trial.map_err(|_| unsent(not_now.fault()))?
         }
     };
@@ -390,6 +392,13 @@ async fn begin(
         },
         settled: false,
     };
+    let droppable = outgoing.droppable.clone();
+    let failed = |mut fault: Fault| {
+        // Only what was sent can be left out.
+        let unsent = |param: &mut Box<str>| !droppable.contains(&&**param);
+        fault.param.take_if(unsent);
+        Missed::Failed { fault, sent: true }
+    };
     let deadline = carrier.case.deadline();
     let check = carrier.case.shape().cloned().map(|asked| {
         let check = move |finish: &Finish| shape::violation(&asked, &finish.generated_text);
@@ -403,7 +412,7 @@ async fn begin(
         Ok(reply) => reply,
         Err(fault) => {
             underway.settle(Err(&fault));
-            return Err(Missed::Failed { fault, sent: true });
+            return Err(failed(fault));
         }
     };
     underway.provider.clone_from(&reply.provider);
@@ -428,7 +437,7 @@ async fn begin(
             }
             Err(fault) => {
                 underway.settle(Err(&fault));
-                return Err(Missed::Failed { fault, sent: true });
+                return Err(failed(fault));
             }
         }
     }

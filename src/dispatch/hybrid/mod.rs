@@ -248,6 +248,19 @@ impl Hybrid {
         Some(upstream.max_nusd_per_day.saturating_sub(spent))
     }
 
+    /// What becomes of what a target cannot do exactly.
+    fn fidelity(&self, strict: bool) -> Fidelity {
+        self.translation(strict).fidelity
+    }
+
+    fn translation(&self, strict: bool) -> &TranslateSettings {
+        if strict {
+            &self.strictly
+        } else {
+            &self.as_configured
+        }
+    }
+
     fn translate(
         &self,
         facts: &Facts,
@@ -255,12 +268,7 @@ impl Hybrid {
         known: &Known,
         strict: bool,
     ) -> Result<Outgoing, remote::Ineligible> {
-        let settings = if strict {
-            &self.strictly
-        } else {
-            &self.as_configured
-        };
-        remote::outgoing_known(&facts.target, request, settings, known)
+        remote::outgoing_known(&facts.target, request, self.translation(strict), known)
     }
 
     fn now_ms(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Hybrid;
 use super::case::Case;
 use crate::dispatch::Inner;
-use crate::remote::{TargetState as At, Turn};
+use crate::remote::{TargetState as At, Turn, Waiter};
 use crate::route::{BlockedBy, Decision, Outcome, RefusalKind, TargetState, Why};
 
 /// What a refused request could wait for.
@@ -57,12 +57,22 @@ pub(super) async fn wait_at(hybrid: &Hybrid, case: &mut Case, target: &str, time
     called(case.turn.as_ref(), now + time).await;
 }
 
-/// Takes a place among those who wait for these targets, or keeps the one it has and did not get anything for.
+/// Takes a place among those who wait for these targets, or keeps the one it has and did not get anything for. Where
+/// it is not room that is missing, it stands in nobody's way.
 fn line_up<T: AsRef<str>>(hybrid: &Hybrid, case: &mut Case, full: &[T]) {
-    match &case.turn {
-        Some(turn) => turn.missed(),
-        None => case.turn = hybrid.remote.board().queue(full, case.deadline()),
+    if full.is_empty() {
+        case.turn = None;
+        return;
     }
+    if case.turn.as_ref().is_some_and(Turn::missed) {
+        return;
+    }
+    let waiter = Waiter {
+        key: case.request.route.key.clone(),
+        tokens: case.need.prompt_tokens.saturating_add(case.expected_tokens),
+        deadline: case.deadline(),
+    };
+    case.turn = hybrid.remote.board().queue(full, waiter);
 }
 
 async fn called(turn: Option<&Turn>, until: Instant) {

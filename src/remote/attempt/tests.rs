@@ -97,6 +97,10 @@ impl Reporter for Heard {
         self.0.lock().unwrap().push("first".to_owned());
     }
 
+    fn exhausted(&mut self, time: Duration, _: Instant) {
+        self.0.lock().unwrap().push(format!("exhausted {time:?}"));
+    }
+
     fn finish(self, outcome: Result<&Finish, &Fault>, _: Instant) {
         let word = outcome.map_or_else(|fault| fault.class.name(), |_| "done");
         self.0.lock().unwrap().push(word.to_owned());

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::queue::Queue;
 use super::status::{NotNow, TargetState, TargetStatus, not_now, state_of};
-use super::{Expected, MONTH, Outcome, RETRIAL, Ticket};
+use super::{Expected, MONTH, Outcome, RETRIAL, Ticket, Turn};
 use crate::remote::breaker::{Breaker, BreakerState, Verdict};
 use crate::remote::budget::{HedgeBudget, Rate, RetryBudget};
 use crate::remote::cold_start::ColdStart;
@@ -240,6 +240,14 @@ impl Inner {
         let upstream = &self.upstreams[target.upstream];
         let own = target.adaptive.limit().saturating_sub(target.inflight);
         own.min(upstream.max_concurrency.saturating_sub(upstream.inflight))
+    }
+
+    /// An attempt has begun: whoever waited for it no longer does, and room elsewhere that was kept for it is free.
+    pub(super) fn serve(&mut self, turn: Option<&Turn>) {
+        if let Some(turn) = turn {
+            self.queue.served(turn.id);
+            self.call();
+        }
     }
 
     /// Calls those who wait for room that is there.

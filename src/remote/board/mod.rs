@@ -27,6 +27,7 @@ use super::retry::Link;
 use super::{Adaptive, Class, Config, Fault, ProviderChoice, Secret};
 use inner::{Bar, Inner, Target, Upstream, Why, begin_trial, fingerprint};
 use queue::Queue;
+pub use queue::Waiter;
 use status::{SATURATED, not_now};
 
 pub use saved::Saved;
@@ -208,7 +209,7 @@ impl Board {
             None => inner.targets[place].account,
         };
         inner.give_up_waking(place, now);
-        let called = turn.is_some_and(|turn| inner.queue.is_called(turn.id));
+        let called = turn.is_some_and(|turn| inner.queue.is_called(turn.id, place));
         if let Err(obstacle) = inner.obstacle((place, account), now, expected, called) {
             if matches!(obstacle, NotNow::Paused | NotNow::Waking(_)) {
                 inner.upstreams[upstream].wanted = true;
@@ -228,22 +229,21 @@ impl Board {
                 return Err(refused(error));
             }
         };
-        if let Some(turn) = turn {
-            inner.queue.leave(turn.id);
-        }
-        Ok(self.issue(&mut inner, (place, account), (own, whole), now, expected))
+        let ticket = self.issue(&mut inner, (place, account), (own, whole), now, expected);
+        inner.serve(turn);
+        Ok(ticket)
     }
 
-    /// Waits for room at any of these targets, behind those with an earlier deadline. None where as many wait as
-    /// may.
-    pub fn queue<T: AsRef<str>>(&self, targets: &[T], deadline: Instant) -> Option<Turn> {
+    /// Waits for room at any of these targets: keys share it, and of a key's requests the earliest deadline comes
+    /// first. None where as many wait as may.
+    pub fn queue<T: AsRef<str>>(&self, targets: &[T], waiter: Waiter) -> Option<Turn> {
         let mut inner = self.lock();
         let most = inner.parking.max_waiting;
         let places = targets
             .iter()
             .filter_map(|target| inner.place(target.as_ref()));
         let places = places.collect();
-        let (id, bell) = inner.queue.join(places, deadline, most)?;
+        let (id, bell) = inner.queue.join(places, waiter, most)?;
         inner.call();
         Some(Turn {
             board: self.clone(),
@@ -262,6 +262,7 @@ impl Board {
         targets: &[Arc<str>],
         now: Instant,
         expected: Expected,
+        turn: Option<&Turn>,
     ) -> Result<Ticket, NotNow> {
         let mut inner = self.lock();
         let mut candidates = Vec::new();
@@ -296,7 +297,9 @@ impl Board {
         match own.zip(whole) {
             Some(permits) => {
                 let account = inner.targets[place].account;
-                Ok(self.issue(&mut inner, (place, account), permits, now, expected))
+                let ticket = self.issue(&mut inner, (place, account), permits, now, expected);
+                inner.serve(turn);
+                Ok(ticket)
             }
             None => Err(NotNow::HalfOpen),
         }
@@ -310,9 +313,9 @@ impl Board {
     /// The same as a request sees it that waits, or does not.
     pub fn views_for(&self, now: Instant, turn: Option<&Turn>) -> Vec<TargetStatus> {
         let mut inner = self.lock();
-        let called = turn.is_some_and(|turn| inner.queue.is_called(turn.id));
         (0..inner.targets.len())
             .map(|place| {
+                let called = turn.is_some_and(|turn| inner.queue.is_called(turn.id, place));
                 inner.give_up_waking(place, now);
                 inner.view(place, now, called)
             })
@@ -570,6 +573,15 @@ impl Ticket {
             .flatten()
     }
 
+    /// The upstream has said with its answer that nothing is left of a limit for this long: what is sent until
+    /// then would be refused.
+    pub fn exhausted(&mut self, time: Duration, now: Instant) {
+        let mut inner = self.board.lock();
+        let rand = inner.rand();
+        let parking = &mut inner.accounts[self.account].parking;
+        parking.exhausted(now, time, rand);
+    }
+
     /// The first token came. Only the first call counts.
     pub fn first_token(&mut self, now: Instant) {
         if self.first_token.is_some() {
@@ -641,10 +653,11 @@ impl Turn {
         self.bell.notified().await;
     }
 
-    /// There was none after all: the request waits again.
-    pub fn missed(&self) {
+    /// There was none after all: the request waits again. The answer is whether it does: its place may have gone
+    /// to a key that had fewer waiting.
+    pub fn missed(&self) -> bool {
         let mut inner = self.board.lock();
-        inner.queue.missed(self.id);
+        inner.queue.missed(self.id)
     }
 }
 

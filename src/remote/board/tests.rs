@@ -341,21 +341,23 @@ fn when_every_target_is_open_one_request_in_five_seconds_goes_out() {
         }
     }
     let expected = Expected::default();
-    let trial = board.trial(&names, now, expected).expect("the first");
-    assert!(board.trial(&names, now + S, expected).is_err());
+    let trial = board.trial(&names, now, expected, None).expect("the first");
+    assert!(board.trial(&names, now + S, expected, None).is_err());
     trial.finish(
         Outcome::failed(&Fault::new(Class::Timeout, "")),
         now + 2 * S,
     );
-    assert!(board.trial(&names, now + 4 * S, expected).is_err());
+    assert!(board.trial(&names, now + 4 * S, expected, None).is_err());
     for step in [5, 10] {
-        let mut trial = board.trial(&names, now + step * S, expected).expect("due");
+        let mut trial = board
+            .trial(&names, now + step * S, expected, None)
+            .expect("due");
         trial.first_token(now + step * S);
         trial.finish(ANSWERED, now + step * S);
     }
     assert_eq!(states(&board, now + 10 * S)[0], "closed");
     assert!(
-        board.trial(&names, now + 20 * S, expected).is_err(),
+        board.trial(&names, now + 20 * S, expected, None).is_err(),
         "no panic"
     );
 }
@@ -654,4 +656,39 @@ fn limits_are_counted_by_who_answers_and_go_back_when_nothing_was_sent() {
     }
     drop(by("groq").expect("the minute's only one"));
     assert!(matches!(by("groq"), Err(NotNow::Parked(_))));
+}
+
+#[test]
+fn room_that_was_kept_for_somebody_who_went_elsewhere_is_offered_again() {
+    let mut config = config();
+    config.upstreams[1].max_concurrency = Some(1);
+    config.upstreams[2].max_concurrency = Some(1);
+    let (board, now) = board(&config);
+    let first = begin(&board, "e", now).expect("room");
+    let second = begin(&board, "o", now).expect("room");
+    let wait = || {
+        let waiter = Waiter {
+            key: None,
+            tokens: 1,
+            deadline: now + MIN,
+        };
+        board.queue(&["e", "o"], waiter).expect("a place")
+    };
+    let (one, two) = (wait(), wait());
+    let done = || Outcome::Answered {
+        output_tokens: 1,
+        used_tokens: None,
+    };
+    first.finish(done(), now + S);
+    second.finish(done(), now + S);
+    let with = |turn| Ask {
+        turn: Some(turn),
+        ..ask(Expected::default())
+    };
+    assert!(
+        begin(&board, "o", now + S).is_err(),
+        "somebody waits for it"
+    );
+    let _one = board.begin("e", now + S, with(&one)).expect("its turn");
+    assert!(board.begin("o", now + S, with(&two)).is_ok());
 }

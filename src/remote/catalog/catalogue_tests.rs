@@ -184,6 +184,12 @@ fn the_operators_word_comes_first_and_own_machines_cost_nothing() {
     assert_eq!(context(), Some(2048));
     catalogue.learn_context(&said, 2048, ago(3601));
     assert_eq!(context(), Some(4000), "an hour later");
+    said.capabilities.min_p = Some(true);
+    let min_p = || facts(&catalogue, &said).target.capabilities.min_p;
+    catalogue.learn_unknown(&said, "min_p", ago(3500));
+    assert_eq!(min_p(), Some(false), "whatever the operator says");
+    catalogue.learn_unknown(&said, "min_p", ago(3601));
+    assert_eq!(min_p(), Some(true), "an hour later");
 
     let own = facts(&catalogue, &target("mine", "box", "m"));
     assert_eq!(

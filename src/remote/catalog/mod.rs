@@ -32,7 +32,7 @@ use super::facts::TargetFacts;
 pub use edition::{Edition, Offer, pusd};
 pub use shelf::{Applied, Known, Refused, STALE_AFTER, Shape, Shelf};
 
-/// How long a limit is believed that a target named when it refused a request.
+/// How long it is believed what a target said of its limits and of what it knows when it refused a request.
 const LEARNED_FOR: Duration = Duration::from_secs(3600);
 
 /// The smallest context that is learned from a refusal.
@@ -94,13 +94,14 @@ struct Shared {
     changed: watch::Sender<()>,
 }
 
-/// By the upstream's name, but for `contexts`, which is by the target's.
+/// By the upstream's name, but for `contexts` and `unknown`, which are by the target's.
 #[derive(Debug, Default)]
 struct State {
     shelves: BTreeMap<Arc<str>, Shelf>,
     detected: BTreeMap<Arc<str>, Detected>,
     watches: BTreeMap<Arc<str>, Watch>,
     contexts: BTreeMap<Arc<str>, (u32, SystemTime)>,
+    unknown: BTreeMap<Arc<str>, BTreeMap<&'static str, SystemTime>>,
     answered: BTreeSet<Arc<str>>,
 }
 
@@ -155,21 +156,23 @@ impl Catalogue {
             structured_output: known.structured_output,
             ..Capabilities::default()
         };
-        let capabilities = [
+        let mut capabilities = [
             probed.unwrap_or_default(),
             listed,
             usual(upstream.kind, engine),
         ]
         .into_iter()
         .fold(target.capabilities, first_known);
+        let learned = |at: &SystemTime| now.duration_since(*at).unwrap_or_default() < LEARNED_FOR;
+        let unknown = state.unknown.get(&target.name).into_iter().flatten();
+        for (field, _) in unknown.filter(|(_, at)| learned(at)) {
+            capabilities.deny(field);
+        }
         let said = target.context_length.or(known.context_length);
         let said = said.or_else(|| detected?.context_length(&target.model));
         // A limit that the target itself named when it refused a request is the truth, whoever said more.
         let refused_at = state.contexts.get(&target.name);
-        let refused_at = refused_at.and_then(|(tokens, learned)| {
-            let age = now.duration_since(*learned).unwrap_or_default();
-            (age < LEARNED_FOR).then_some(*tokens)
-        });
+        let refused_at = refused_at.and_then(|(tokens, at)| learned(at).then_some(*tokens));
         let context_length = said.into_iter().chain(refused_at).min();
         let revision = || known.revision.clone().unwrap_or_default();
         let (price, basis) = match (upstream.billing, target.price, known.price) {
@@ -257,6 +260,14 @@ impl Catalogue {
             let name = Arc::clone(&target.name);
             self.write().contexts.insert(name, (tokens, now));
         }
+    }
+
+    /// A target has refused a request because it does not know this field, of those that may be left out. That
+    /// holds for an hour, whatever the operator or a probing says.
+    pub fn learn_unknown(&self, target: &TargetConfig, field: &'static str, now: SystemTime) {
+        let name = Arc::clone(&target.name);
+        let mut state = self.write();
+        state.unknown.entry(name).or_default().insert(field, now);
     }
 
     /// The day (UTC) of the catalogue in use; none where there is none.

@@ -24,6 +24,9 @@ pub struct Head {
     /// When the upstream wants to be asked again: the first hint of `retry-after-ms`, `retry-after`, an
     /// exhausted `ratelimit`, `x-ratelimit-reset-*`; an hour at most.
     pub retry_after: Option<Duration>,
+    /// Until when nothing is left of a limit, said with any status: `ratelimit`, else `x-ratelimit-*`; an hour at
+    /// most.
+    pub exhausted: Option<Duration>,
     /// `x-inference-provider`: who ran the model.
     pub provider: Option<String>,
     /// The upstream's name for the request: `x-request-id`, else `inference-id`.
@@ -39,13 +42,17 @@ impl Head {
             let text = headers.get(name)?.to_str().ok()?.trim();
             (!text.is_empty() && text.len() <= LONGEST_TEXT).then(|| text.to_owned())
         };
+        let exhausted = exhausted(&text, now);
         Self {
             status,
             content_type: text("content-type").map(|text| {
                 let kind = text.split(';').next().unwrap_or_default();
                 kind.trim().to_ascii_lowercase()
             }),
-            retry_after: retry_after(&text, now).map(|hint| hint.min(LONGEST_HINT)),
+            retry_after: asked_for(&text, now)
+                .or(exhausted)
+                .map(|hint| hint.min(LONGEST_HINT)),
+            exhausted: exhausted.map(|hint| hint.min(LONGEST_HINT)),
             provider: text("x-inference-provider"),
             request_id: text("x-request-id").or_else(|| text("inference-id")),
             etag: text("etag"),
@@ -66,22 +73,31 @@ impl Head {
     }
 }
 
-fn retry_after(text: &impl Fn(&str) -> Option<String>, now: DateTime<Utc>) -> Option<Duration> {
+/// The wait that is asked for in so many words.
+fn asked_for(text: &impl Fn(&str) -> Option<String>, now: DateTime<Utc>) -> Option<Duration> {
     let ms = text("retry-after-ms").and_then(|ms| seconds(&ms));
     if let Some(ms) = ms {
         return Some(ms / 1000);
     }
+    let hint = text("retry-after")?;
+    seconds(&hint).or_else(|| http_date(&hint).map(|date| until(text, now, date)))
+}
+
+/// The time until a date, by the clock of the machine that wrote it.
+fn until(
+    text: &impl Fn(&str) -> Option<String>,
+    now: DateTime<Utc>,
+    date: DateTime<Utc>,
+) -> Duration {
     let now = text("date")
         .and_then(|date| http_date(&date))
         .unwrap_or(now);
-    let until = |date: DateTime<Utc>| (date - now).to_std().unwrap_or_default();
-    if let Some(hint) = text("retry-after") {
-        let hint = seconds(&hint).or_else(|| http_date(&hint).map(until));
-        if hint.is_some() {
-            return hint;
-        }
-    }
-    if let Some(hint) = text("ratelimit").and_then(|text| exhausted(&text)) {
+    (date - now).to_std().unwrap_or_default()
+}
+
+/// The wait until there is something left of every limit of which there is nothing.
+fn exhausted(text: &impl Fn(&str) -> Option<String>, now: DateTime<Utc>) -> Option<Duration> {
+    if let Some(hint) = text("ratelimit").and_then(|text| exhausted_policy(&text)) {
         return Some(hint);
     }
     ["requests", "tokens"]
@@ -93,7 +109,8 @@ fn retry_after(text: &impl Fn(&str) -> Option<String>, now: DateTime<Utc>) -> Op
         .filter_map(|reset| match seconds(&reset) {
             // So many seconds are a moment on the calendar, not a wait.
             Some(s) if s.as_secs() > 1_000_000_000 => {
-                DateTime::from_timestamp(i64::try_from(s.as_secs()).ok()?, 0).map(until)
+                DateTime::from_timestamp(i64::try_from(s.as_secs()).ok()?, 0)
+                    .map(|date| until(text, now, date))
             }
             Some(s) => Some(s),
             None => duration(&reset),
@@ -119,7 +136,7 @@ fn http_date(text: &str) -> Option<DateTime<Utc>> {
 }
 
 /// The wait of a policy of which nothing is left: `"api";r=0;t=55`, several joined by commas. The longest counts.
-fn exhausted(text: &str) -> Option<Duration> {
+fn exhausted_policy(text: &str) -> Option<Duration> {
     text.split(',')
         .filter_map(|policy| {
             let field = |name: &str| {
@@ -248,7 +265,14 @@ mod tests {
             ),
         ];
         for (headers, want) in rows {
-            assert_eq!(head(headers).retry_after, *want, "{headers:?}");
+            let head = head(headers);
+            assert_eq!(head.retry_after, *want, "{headers:?}");
+            if headers
+                .iter()
+                .all(|(name, _)| !name.starts_with("retry-after"))
+            {
+                assert_eq!(head.exhausted, *want, "{headers:?}");
+            }
         }
         let epoch = (Utc::now().timestamp() + 30).to_string();
         let headers = [

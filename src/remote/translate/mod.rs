@@ -28,7 +28,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value as Json};
 
-use super::config::{EngineKind, Fidelity, UpstreamKind};
+use super::config::{Capabilities, EngineKind, Fidelity, UpstreamKind};
 use super::facts::TargetFacts;
 use crate::generation::Request;
 use fit::Fit;
@@ -100,6 +100,8 @@ pub struct Outgoing {
     pub stream: bool,
     /// What is not done exactly, for the header that says so.
     pub degraded: Vec<&'static str>,
+    /// Fields of the body that some targets turn out not to know, and that may be left out then.
+    pub droppable: Vec<&'static str>,
     /// Reads the answer.
     pub incoming: Incoming,
     /// Every text in the body that somebody wrote, for the rules that look at texts.
@@ -200,12 +202,15 @@ pub fn outgoing_known(
         reader,
     } = draft;
     let texts = texts::written(&body, request.chat.as_deref());
+    let mut droppable = Capabilities::droppable(settings.fidelity);
+    droppable.retain(|field| body.contains_key(*field));
     Ok(Outgoing {
         path,
         headers,
         body: Bytes::from(Json::Object(body).to_string()),
         stream,
         degraded: fit.into_names(),
+        droppable: droppable.into_iter().collect(),
         incoming: Incoming::new(reader),
         texts,
         prompt_tokens,

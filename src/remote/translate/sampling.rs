@@ -15,6 +15,9 @@ const MAX_STOPS: usize = 4;
 /// The highest temperature of OpenAI's specification.
 const MAX_TEMPERATURE: f32 = 2.0;
 
+/// Why a target is not exact whose default cannot be switched off.
+const OWN_DEFAULT: &str = "the target has a default of its own, which it lets nobody switch off";
+
 /// A repetition penalty this near to 1 may be left out where losses are allowed.
 const SLIGHT_PENALTY: f32 = 0.05;
 
@@ -65,16 +68,18 @@ pub(super) fn write(
         }
         let off = if job.dialect == Dialect::Vllm { -1 } else { 0 };
         match top_k {
-            Some(k) if own_defaults || can.top_k == Some(true) => put("top_k", Json::from(k.get())),
+            Some(k) if can.top_k.unwrap_or(own_defaults) => put("top_k", Json::from(k.get())),
             Some(_) => fit.lossy("top_k", "top_k", "the target is not known to honour it")?,
-            None if own_defaults => put("top_k", Json::from(off)),
-            None => {}
+            None if !own_defaults => {}
+            None if can.top_k == Some(false) => fit.lossy("top_k", "top_k", OWN_DEFAULT)?,
+            None => put("top_k", Json::from(off)),
         }
         match min_p.filter(|&p| p > 0.0) {
-            Some(p) if own_defaults || can.min_p == Some(true) => put("min_p", decimal(p)),
+            Some(p) if can.min_p.unwrap_or(own_defaults) => put("min_p", decimal(p)),
             Some(_) => fit.lossy("min_p", "min_p", "the target is not known to honour it")?,
-            None if own_defaults => put("min_p", Json::from(0)),
-            None => {}
+            None if !own_defaults => {}
+            None if can.min_p == Some(false) => fit.lossy("min_p", "min_p", OWN_DEFAULT)?,
+            None => put("min_p", Json::from(0)),
         }
         match typical_p {
             Some(p) if job.dialect == Dialect::LlamaCpp => put("typical_p", decimal(*p)),
@@ -98,9 +103,13 @@ pub(super) fn write(
         fit.flag("determinism");
     }
     let repeats = *repetition_penalty != 1.0;
+    let honoured = can.repetition_penalty.unwrap_or(own_defaults);
     match job.dialect {
-        Dialect::Vllm => put("repetition_penalty", decimal(*repetition_penalty)),
-        Dialect::LlamaCpp => {
+        Dialect::Vllm | Dialect::LlamaCpp if !honoured && !repeats => {
+            fit.lossy("repetition_penalty", "repetition_penalty", OWN_DEFAULT)?;
+        }
+        Dialect::Vllm if honoured => put("repetition_penalty", decimal(*repetition_penalty)),
+        Dialect::LlamaCpp if honoured => {
             put("repeat_penalty", decimal(*repetition_penalty));
             if repeats {
                 // It looks back 64 tokens unless told otherwise.
@@ -108,10 +117,10 @@ pub(super) fn write(
             }
         }
         Dialect::OpenAi | Dialect::Tgi if !repeats => {}
-        Dialect::OpenAi | Dialect::Tgi if can.repetition_penalty == Some(true) => {
+        Dialect::OpenAi | Dialect::Tgi if honoured => {
             put("repetition_penalty", decimal(*repetition_penalty));
         }
-        Dialect::OpenAi | Dialect::Tgi => {
+        _ => {
             let why = "the target is not known to honour it";
             if (repetition_penalty - 1.0).abs() > SLIGHT_PENALTY {
                 return Err(Ineligible::new("repetition_penalty", why));

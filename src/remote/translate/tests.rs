@@ -340,6 +340,20 @@ fn sampling_row_by_row() {
             ],
         ),
         (
+            &top_k,
+            able(llama(), |c| (c.top_k, c.min_p) = (Some(false), Some(false))),
+            Err("top_k"),
+            Ok(&["top_k", "min_p"]),
+            vec![("top_k", Json::Null), ("min_p", Json::Null)],
+        ),
+        (
+            &strong,
+            able(vllm(), |c| c.repetition_penalty = Some(false)),
+            Err("repetition_penalty"),
+            Err("repetition_penalty"),
+            vec![],
+        ),
+        (
             &share,
             router(),
             Ok(&["frequency_penalty"]),

@@ -177,6 +177,82 @@ fn a_strict_caller_gets_nothing_degraded() {
     assert_eq!(wrong.status, 422, "{wrong:?}");
 }
 
+/// Refuses whoever sends this field, as providers do.
+fn without(field: &'static str, words: &'static str) -> Upstream {
+    Upstream::start(chats(move |request| {
+        if request.json().get(field).is_none() {
+            return Reply::chat_for(request, &["From afar."]);
+        }
+        let error = json!({"message": words, "type": "invalid_request_error", "param": field});
+        Reply::json(400, &json!({ "error": error }))
+    }))
+}
+
+/// One upstream that is sent what it does not do exactly, too.
+fn lenient(far: &Upstream) -> Setup {
+    Setup::new()
+        .add("fidelity = \"lenient\"\n")
+        .add(ANYWHERE)
+        .add(&shared("far", &far.url()))
+        .add(&model("default", true, "\"far\""))
+        .policy("remote-only")
+}
+
+#[test]
+fn a_field_that_a_target_does_not_know_is_left_out_and_not_sent_again() {
+    let far = without("stream_options", "Unrecognized request argument supplied");
+    let setup = Setup::one("openai_compat", &far.url(), "m").policy("remote-only");
+    let server = setup.serve();
+    for asked_by_then in [2, 3] {
+        let answer = server.post(CHAT, &streaming("default", "Hi?"));
+        assert!(answer.body.contains("From afar."), "{answer:?}");
+        assert_eq!(asked(&far), asked_by_then);
+    }
+
+    let far = without("seed", "seed is not supported by this model");
+    let setup = lenient(&far);
+    let server = setup.serve();
+    let mut body = to("default", "Hi?");
+    body["seed"] = 7.into();
+    body["temperature"] = 0.7.into();
+    for asked_by_then in [2, 3] {
+        let answer = server.post(CHAT, &body);
+        assert_eq!(content(&answer), "From afar.");
+        assert_eq!(answer.header("x-route-degraded"), Some("seed"));
+        assert_eq!(asked(&far), asked_by_then);
+    }
+
+    // A value that is wrong is no field that is unknown.
+    let far = without("seed", "Unsupported value: 'seed' must be even");
+    let setup = lenient(&far);
+    let server = setup.serve();
+    assert_eq!(server.post(CHAT, &body).status, 422);
+    assert_eq!(asked(&far), 1);
+}
+
+#[test]
+fn what_a_refusal_quotes_of_a_prompt_is_not_learned() {
+    let far = Upstream::start(chats(move |request| {
+        let body = request.json();
+        let said = body["messages"][0]["content"].as_str().unwrap_or_default();
+        if said.contains("supported") && body.get("seed").is_some() {
+            return failing(400, said);
+        }
+        Reply::chat_for(request, &["From afar."])
+    }));
+    let setup = lenient(&far);
+    let server = setup.serve();
+    let mut body = to("default", "'seed' is not supported");
+    body["seed"] = 7.into();
+    body["temperature"] = 0.7.into();
+    assert_eq!(content(&server.post(CHAT, &body)), "From afar.");
+    assert_eq!(asked(&far), 2, "for this request it is believed");
+    body["messages"][0]["content"] = "Hi?".into();
+    assert_eq!(content(&server.post(CHAT, &body)), "From afar.");
+    let last = far.requests_for(CHAT).pop().expect("a request");
+    assert_eq!(last.json()["seed"], 7, "for the next one it is not");
+}
+
 #[test]
 fn a_prompts_own_beginning_is_not_doubled_elsewhere() {
     let far = always(Reply::generate_stream(&["From", " afar."]));

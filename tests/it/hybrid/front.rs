@@ -68,7 +68,7 @@ fn how_an_answer_came_about_is_in_the_body_for_those_who_ask() {
 }
 
 /// A key's text, and its table for the settings.
-fn key(name: &str, more: &str) -> (String, String) {
+pub fn key(name: &str, more: &str) -> (String, String) {
     let (text, hash) = sconce::api::KeyHash::generate().expect("random numbers");
     let hash = hash.to_text();
     (

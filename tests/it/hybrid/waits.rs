@@ -8,6 +8,7 @@ use super::far::{
     ANYWHERE, CHAT, MS, PATIENT, SECRET, always, asked, chats, content, failing, limited, model,
     own, post_with, retry_after, sentence, shared, target, to, upstream, willing,
 };
+use super::front::key;
 use crate::support::server::Server;
 use crate::support::upstream::{Reply, Request, Upstream, waking};
 use crate::support::{eventually, pause, wire};
@@ -95,6 +96,51 @@ fn a_parked_upstream_is_left_alone_while_another_answers() {
         assert_eq!(next.header("x-route-attempts"), Some("1"));
     }
     assert_eq!((asked(&busy), asked(&other)), (1, 3));
+}
+
+#[test]
+fn an_answer_that_used_up_a_limit_is_the_last_until_it_is_renewed() {
+    let far = Upstream::start(chats(|request| {
+        Reply::chat_for(request, &["Here."])
+            .header("x-ratelimit-remaining-requests", "0")
+            .header("x-ratelimit-reset-requests", "1s")
+    }));
+    let setup = Setup::new()
+        .add(ANYWHERE)
+        .add(&upstream("far", "openai_compat", &far.url(), ""))
+        .add(&target("far", "far", ""))
+        .add(&model("m", false, "\"far\""));
+    let server = setup.serve();
+    for _ in 0..3 {
+        let answer = server.post(CHAT, &to("m", "Hi?"));
+        assert_eq!(content(&answer), "Here.", "{answer:?}");
+        assert_eq!(answer.header("x-route-attempts"), Some("1"));
+    }
+    // Also of those who waited for room when the limit was used up.
+    let setup = Setup::new()
+        .add(ANYWHERE)
+        .add(&upstream(
+            "far",
+            "openai_compat",
+            &far.url(),
+            "max_concurrency = 1\n",
+        ))
+        .add(&target("far", "far", ""))
+        .add(&model("m", false, "\"far\""));
+    let server = setup.serve();
+    pause(MS(1000));
+    let callers: Vec<_> = (0..3)
+        .map(|i| in_background(&server, "", &to("m", &format!("Caller {i}?"))))
+        .collect();
+    for caller in callers {
+        let answer = caller.join().expect("an answer");
+        assert_eq!(content(&answer), "Here.", "{answer:?}");
+    }
+    let times: Vec<_> = far.requests_for(CHAT).iter().map(|r| r.at).collect();
+    assert_eq!(times.len(), 6);
+    for pair in times.windows(2) {
+        assert!(pair[1] - pair[0] >= MS(1000), "{times:?}");
+    }
 }
 
 #[test]
@@ -513,6 +559,39 @@ fn the_earlier_deadline_goes_first_and_who_left_is_passed_over() {
         .map(|request| request.json()["messages"][0]["content"].to_string())
         .collect();
     assert_eq!(asked, ["\"first\"", "\"hurried\"", "\"patient\""]);
+}
+
+#[test]
+fn a_key_with_many_requests_does_not_keep_others_waiting() {
+    let (far, setup) = slow(MS(400), 1, "");
+    let (alice, first_table) = key("alice", "egress = \"any\"");
+    let (bob, second_table) = key("bob", "egress = \"any\"");
+    let setup = setup.add(&first_table).add(&second_table);
+    let server = setup.serve();
+    let ask = |key: &str, name: &str| {
+        let headers = format!("Authorization: Bearer {key}\r\n");
+        let caller = in_background(&server, &headers, &to("m", name));
+        pause(MS(20));
+        caller
+    };
+    let mut callers = vec![ask(&alice, "a0")];
+    eventually("the first is under way", || {
+        (asked(&far) == 1).then_some(())
+    });
+    callers.extend(["a1", "a2", "a3"].map(|name| ask(&alice, name)));
+    callers.push(ask(&bob, "b"));
+    for caller in callers {
+        assert_eq!(content(&caller.join().expect("an answer")), "Here.");
+    }
+    let asked: Vec<String> = far
+        .requests_for(CHAT)
+        .iter()
+        .map(|request| request.json()["messages"][0]["content"].to_string())
+        .collect();
+    assert_eq!(
+        asked,
+        ["a0", "a1", "b", "a2", "a3"].map(|name| format!("{name:?}"))
+    );
 }
 
 #[test]
