@@ -2,7 +2,7 @@
 # Does what the README says on a fresh copy of the tree: serves, asks for a completion, streams one.
 #
 # The commands stand in README.md in the first ```bash fence after each of the marks `<!-- test:serve -->`,
-# `<!-- test:generate -->` and `<!-- test:generate_stream -->`; the answer it promises stands in the fence
+# `<!-- test:generate -->`, `<!-- test:generate_stream -->` and `<!-- test:tools -->`; the answer it promises stands in the fence
 # after `<!-- test:answer -->`. Then the same for hybrid serving: `far` and `near` start two servers, `hybrid` asks, and
 # the answer's head has every line of the fence after `said`. They are run as written. CARGO_TARGET_DIR points at this tree's target
 # folder, so that nothing is built twice.
@@ -62,12 +62,13 @@ fence() {
 serve=$(fence serve | grep -v '^[[:space:]]*\(#.*\)\?$' | head -n 1 || true)
 generate=$(fence generate)
 generate_stream=$(fence generate_stream)
+tools=$(fence tools)
 answer=$(fence answer)
 far=$(fence far)
 near=$(fence near)
 hybrid=$(fence hybrid)
 said=$(fence said)
-for name in serve generate generate_stream answer far near hybrid said; do
+for name in serve generate generate_stream tools answer far near hybrid said; do
     [[ -n ${!name} ]] || fail "README.md has no fence after <!-- test:$name -->"
 done
 
@@ -89,6 +90,8 @@ echo "+ $generate"
 bash -euo pipefail -c "$generate" >"$work/generate" || fail "the command to generate failed"
 echo "+ $generate_stream"
 bash -euo pipefail -c "$generate_stream" >"$work/generate_stream" || fail "the command to stream failed"
+echo "+ $tools"
+bash -euo pipefail -c "$tools" >"$work/tools" || fail "the command with tools failed"
 
 python3 - "$work" "$answer" <<'PY' || fail "the answers are not what README.md says"
 import json
@@ -118,6 +121,10 @@ frames = [line for line in lines if line.startswith("data:")]
 last = json.loads(frames[-1].removeprefix("data:"))
 if not last.get("generated_text"):
     sys.exit(f"the stream ends with {last}")
+
+calls = json.load(open(f"{work}/tools"))["choices"][0]["message"].get("tool_calls") or []
+if [call["function"]["name"] for call in calls] != ["get_weather"] or "Oslo" not in json.dumps(calls):
+    sys.exit(f"the calls are {calls}")
 PY
 stop_servers
 

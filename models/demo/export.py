@@ -3,11 +3,11 @@
 `model.gguf` (matrices in Q8_0, norms in F32) follows what llama.cpp expects of
 architecture `llama`: the rows of each query and key head are reordered from the two
 halves of transformers to neighbouring pairs, and the output matrix is left out because
-it is the embedding. The tokenizer, its settings, the chat template and both configs are
-written beside it as JSON. Every file is replaced atomically.
+it is the embedding. The tokenizer, its settings with `chat_template.jinja`, and both configs
+are written beside it as JSON. Every file is replaced atomically.
 
 `load_gguf` is the way back: a transformers model with the dequantised weights. `--check`
-compares it with the checkpoint.
+compares it with the checkpoint, and the chats of the corpus with what the template writes.
 
     python export.py --work WORK --out models/demo
     python export.py --work WORK --out models/demo --check
@@ -16,22 +16,22 @@ compares it with the checkpoint.
 import argparse
 import json
 import os
+import random
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import corpus
+import tasks
 
 NAME = "sconce demo"
+CHECK_SEED = 4
 END_OF_TEXT_ID, IM_START_ID, IM_END_ID = 0, 1, 2
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text().rstrip("\n")
 LAYER_TENSORS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
@@ -186,7 +186,7 @@ def check(work, out):
     state = torch.load(work / "checkpoint.pt", map_location="cpu")
     original = LlamaForCausalLM(LlamaConfig.from_dict(state["config"]))
     original.load_state_dict(state["model"])
-    ids = torch.randint(0, original.config.vocab_size, (4, 256), generator=torch.Generator().manual_seed(4))
+    ids = torch.randint(0, original.config.vocab_size, (4, 256), generator=torch.Generator().manual_seed(CHECK_SEED))
     with torch.no_grad():
         expected = original.eval()(input_ids=ids).logits
         found = load_gguf(out / "model.gguf")(input_ids=ids).logits
@@ -194,6 +194,31 @@ def check(work, out):
     agreement = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
     print(f"relative error of the logits {relative:.4f}, same best token {agreement:.1%}")
     assert relative < 0.03, "the exported weights differ by more than Q8_0 rounding"
+    check_template(out)
+
+
+def check_template(out):
+    """The chat template writes chats as the corpus does, with tools, calls and results."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(out / "tokenizer.json"), chat_template=CHAT_TEMPLATE)
+    rng = random.Random(CHECK_SEED)
+    chats = 200
+    for _ in range(chats):
+        specs, turns = tasks.tool_turns(rng)
+        turns += [("user", "Hello!"), ("assistant", "")]
+        system = rng.choice(("", "Be brief."))
+        messages = [{"role": "system", "content": system}] if system else []
+        for role, text in turns[:-1]:
+            calls = text.split("<tool_call>\n")[1:]
+            calls = [json.loads(call.removesuffix("\n").removesuffix("\n</tool_call>")) for call in calls]
+            messages.append({"role": role, "content": None if calls else text,
+                             "tool_calls": [{"type": "function", "function": call} for call in calls]})
+        tools = [{"type": "function", "function": {"name": spec["name"], "description": spec["description"], "parameters": {
+            "type": "object", "properties": {name: {"type": kind} for name, kind in spec["arguments"].items()}}}} for spec in specs]
+        found = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+        system = f"{system}\n\n{tasks.tools_text(specs)}".strip()
+        expected = corpus.chat_document(turns, system).text.removesuffix("<|im_end|>\n")
+        assert found == expected, f"the template writes\n{found}\nand the corpus\n{expected}"
+    print(f"{chats} chats with tools are written alike by template and corpus")
 
 
 def main():

@@ -1,9 +1,9 @@
 """Trains the demo model from scratch on the corpus of `corpus.py`.
 
 Makes the tokenizer (byte-level BPE, one token per digit) from the corpus, then trains
-a small Llama on an endless seeded stream of documents. Each step draws whole documents,
-sorts them by length and runs them in a few padded micro-batches, so every document
-starts at position 0 and sees nothing but itself. Answers weigh 1 in the loss, questions
+a small Llama on an endless seeded stream of documents. Each step packs whole
+documents into rows of one width; every document starts at position 0 and sees nothing
+but itself. Answers weigh 1 in the loss, questions
 little. Muon trains the matrices and AdamW the embedding and the norms; the learning
 rate warms up, stays flat and falls to zero over the last third (WSD), so a stopped run
 can be lengthened. The forward pass runs in bfloat16, the weights stay in float32.
@@ -35,7 +35,7 @@ WEIGHTS_SEED = 3
 TOKENIZER_DOCUMENTS = 30_000
 VOCAB_SIZE = 2048
 QUESTION_WEIGHT = 0.1
-MICRO_BATCHES = 3
+ROWS, WIDTH = 8, 512
 
 
 def make_tokenizer():
@@ -56,7 +56,7 @@ def make_tokenizer():
 
 def make_model(vocab_size):
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=vocab_size, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=2, head_dim=64, max_position_embeddings=1024, rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=0, pad_token_id=0)
@@ -72,31 +72,45 @@ def encode(tokenizer, documents):
         yield encoding.ids, weights
 
 
-def draw(stream, tokenizer, size):
-    """Documents of about `size` tokens together, sorted by length."""
-    samples, total = [], 0
-    while total < size:
-        for ids, weights in encode(tokenizer, list(islice(stream, 16))):
-            samples.append((ids, weights))
-            total += len(ids)
-    return sorted(samples, key=lambda sample: len(sample[0])), total
+class Packer:
+    """Packs whole documents into rows of one width, so that every step has the same shape and little padding.
 
+    A document that fits into no row of a step is kept for the next one; one that is wider than a row is left out.
+    """
 
-def micro_batches(samples, total):
-    """Splits sorted samples into padded batches of about equal token counts."""
-    group, count = [], 0
-    for i, sample in enumerate(samples):
-        group.append(sample)
-        count += len(sample[0])
-        if count >= total / MICRO_BATCHES or i == len(samples) - 1:
-            width = max(len(ids) for ids, _ in group)
-            ids = torch.zeros(len(group), width, dtype=torch.long)
-            weights = torch.zeros(len(group), width)
-            for row, (sample_ids, sample_weights) in enumerate(group):
-                ids[row, :len(sample_ids)] = torch.tensor(sample_ids)
-                weights[row, :len(sample_ids)] = torch.tensor(sample_weights)
-            yield ids, weights
-            group, count = [], 0
+    def __init__(self, stream, tokenizer):
+        self.stream, self.tokenizer, self.waiting = stream, tokenizer, []
+
+    def step(self, rows, width):
+        """(ids, loss weights, positions, attention mask) of a step, and its number of tokens."""
+        filled, kept = [[] for _ in range(rows)], []
+        room = [width] * rows
+        while len(kept) < 16:
+            if not self.waiting:
+                self.waiting = [sample for sample in encode(self.tokenizer, list(islice(self.stream, 64))) if len(sample[0]) <= width]
+            sample = self.waiting.pop()
+            row = next((row for row in range(rows) if room[row] >= len(sample[0])), None)
+            if row is None:
+                kept.append(sample)
+            else:
+                filled[row].append(sample)
+                room[row] -= len(sample[0])
+        self.waiting += kept
+
+        ids, weights = torch.zeros(rows, width, dtype=torch.long), torch.zeros(rows, width)
+        positions, owners = torch.zeros(rows, width, dtype=torch.long), torch.full((rows, width), -1)
+        for row, samples in enumerate(filled):
+            at = 0
+            for owner, (sample_ids, sample_weights) in enumerate(samples):
+                span = slice(at, at + len(sample_ids))
+                ids[row, span], positions[row, span] = torch.tensor(sample_ids), torch.arange(len(sample_ids))
+                # The first token of a document has nothing before it to be predicted from.
+                weights[row, span] = torch.tensor([0.0] + sample_weights[1:])
+                owners[row, span] = owner
+                at = span.stop
+        seen = (owners[:, :, None] == owners[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
+        mask = torch.where(seen, 0.0, float("-inf"))[:, None]
+        return (ids, weights, positions, mask), rows * width - sum(room)
 
 
 def learning_rate(step, steps, peak, warmup=50):
@@ -110,8 +124,7 @@ def learning_rate(step, steps, peak, warmup=50):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=750)
-    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=4200)
     parser.add_argument("--peak", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=100)
@@ -141,7 +154,7 @@ def main():
             optimizer.load_state_dict(saved)
         step, tokens, seconds = state["step"], state["tokens"], state["seconds"]
     # A resumed run draws documents it has not seen.
-    stream = Corpus(CORPUS_SEED + 1000 * step).documents()
+    packer = Packer(Corpus(CORPUS_SEED + 1000 * step).documents(), tokenizer)
 
     log = (args.work / "log.jsonl").open("a")
     model.train()
@@ -152,25 +165,23 @@ def main():
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        samples, total = draw(stream, tokenizer, args.batch_tokens)
-        weight_sum = sum(sum(weights[1:]) for _, weights in samples)
-        loss_sum = 0.0
-        for ids, weights in micro_batches(samples, total):
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(input_ids=ids).logits[:, :-1]
-            losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            loss = (losses * weights[:, 1:].flatten()).sum() / weight_sum
-            loss.backward()
-            loss_sum += loss.item()
+        (ids, weights, positions, mask), total = packer.step(ROWS, WIDTH)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=ids, position_ids=positions, attention_mask=mask).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        weights = weights[:, 1:].flatten()
+        loss = (losses * weights).sum() / weights.sum()
+        loss.backward()
+        loss_value = loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        assert math.isfinite(loss_sum), f"the loss is {loss_sum} at step {step}"
+        assert math.isfinite(loss_value), f"the loss is {loss_value} at step {step}"
         step += 1
         tokens += total
         seconds += time.time() - started
-        recent.append(loss_sum)
+        recent.append(loss_value)
         if step % 20 == 0:
             line = {"step": step, "tokens": tokens, "loss": round(sum(recent) / len(recent), 4), "rate": rate,
                     "seconds": round(seconds)}

@@ -7,6 +7,7 @@ mod completions;
 mod concurrency;
 mod config;
 mod connections;
+mod demo;
 mod errors;
 mod grammar;
 mod keys;
