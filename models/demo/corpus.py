@@ -111,28 +111,29 @@ def chat_document(turns, system=None):
 def yes_or_no(rng):
     """A question about a fact, true half of the time, and its answer with the fact."""
     true = rng.random() < 0.5
+    verdict = "Yes" if true else "No"
     kind = rng.randrange(4)
     if kind == 0:
         country, capital, _ = rng.choice(COUNTRIES)
         guess = capital if true else rng.choice([other for _, other, _ in COUNTRIES if other != capital])
         fact = f"the capital of {country} is {capital.rstrip('.')}."
-        return f"Is {guess} the capital of {country}?", f"Yes, {fact}" if true else f"No, {fact}"
+        return f"Is {guess} the capital of {country}?", f"{verdict}, {fact}"
     if kind == 1:
         country, _, continent = rng.choice(COUNTRIES)
         guess = continent if true else rng.choice(sorted({other for *_, other in COUNTRIES if other != continent}))
         fact = f"{country} is a country in {continent}."
-        return f"Is {country} in {guess}?", f"Yes, {fact}" if true else f"No, {fact}"
+        return f"Is {country} in {guess}?", f"{verdict}, {fact}"
     if kind == 2:
         thing, colour = rng.choice(COLOURS)
         guess = colour if true else rng.choice(sorted({other for _, other in COLOURS if other != colour}))
         fact = f"{thing} is {colour}."
-        return f"Is {thing} {guess}?", f"Yes, {fact}" if true else f"No, {fact}"
+        return f"Is {thing} {guess}?", f"{verdict}, {fact}"
     word, opposite = rng.choice(OPPOSITES)
     if rng.random() < 0.5:
         word, opposite = opposite, word
     guess = opposite if true else rng.choice([other for pair in OPPOSITES for other in pair if other not in (word, opposite)])
     fact = f"the opposite of {word} is {opposite}."
-    return f"Is {guess} the opposite of {word}?", f"Yes, {fact}" if true else f"No, {fact}"
+    return f"Is {guess} the opposite of {word}?", f"{verdict}, {fact}"
 
 
 class Corpus:

@@ -37,8 +37,6 @@ ANIMAL_STORY_ASKS = ["Tell me a story about a {w}.", "Write a story about a {w}.
                      "Can you tell me a story about a {w}?", "Write a short story about a {w}.", "Please tell me a story about a {w}.",
                      "I want to hear a story about a {w}."]
 STORY_NEW_ASKS = ["Please write a story about a {w}.", "Can you write a short story about a {w}?", "Make up a story about a {w}."]
-
-
 # These name the hero, too.
 NAMED_STORY_ASKS = ["Tell me a story about a {w} named {n}.", "Write a story about a {w} called {n}.", "Tell me a story about {n} the {w}.",
                     "Tell me a short story about a {w} called {n}."]

@@ -3,8 +3,7 @@
 Makes the tokenizer (byte-level BPE, one token per digit) from the corpus, then trains
 a small Llama on an endless seeded stream of documents. Each step packs whole
 documents into rows of one width; every document starts at position 0 and sees nothing
-but itself. Answers weigh 1 in the loss, questions
-little. Muon trains the matrices and AdamW the embedding and the norms; the learning
+but itself. Answers weigh 1 in the loss, questions little. Muon trains the matrices and AdamW the embedding and the norms; the learning
 rate warms up, stays flat and falls to zero over the last third (WSD), so a stopped run
 can be lengthened. The forward pass runs in bfloat16, the weights stay in float32.
 
