@@ -13,6 +13,15 @@ use crate::support::server::Server;
 use crate::support::upstream::{Reply, Request, Upstream, waking};
 use crate::support::{eventually, pause, wire};
 
+/// One upstream of this kind with these settings, the only one that answers for a model.
+fn only(far: &Upstream, kind: &str, more: &str) -> Setup {
+    Setup::new()
+        .add(ANYWHERE)
+        .add(&upstream("far", kind, &far.url(), more))
+        .add(&target("far", "far", ""))
+        .add(&model("m", false, "\"far\""))
+}
+
 #[test]
 fn every_form_of_retry_after_is_kept_and_nothing_is_sent_before_it_is_over() {
     let now = SystemTime::now();
@@ -105,11 +114,7 @@ fn an_answer_that_used_up_a_limit_is_the_last_until_it_is_renewed() {
             .header("x-ratelimit-remaining-requests", "0")
             .header("x-ratelimit-reset-requests", "1s")
     }));
-    let setup = Setup::new()
-        .add(ANYWHERE)
-        .add(&upstream("far", "openai_compat", &far.url(), ""))
-        .add(&target("far", "far", ""))
-        .add(&model("m", false, "\"far\""));
+    let setup = only(&far, "openai_compat", "");
     let server = setup.serve();
     for _ in 0..3 {
         let answer = server.post(CHAT, &to("m", "Hi?"));
@@ -117,16 +122,7 @@ fn an_answer_that_used_up_a_limit_is_the_last_until_it_is_renewed() {
         assert_eq!(answer.header("x-route-attempts"), Some("1"));
     }
     // Also of those who waited for room when the limit was used up.
-    let setup = Setup::new()
-        .add(ANYWHERE)
-        .add(&upstream(
-            "far",
-            "openai_compat",
-            &far.url(),
-            "max_concurrency = 1\n",
-        ))
-        .add(&target("far", "far", ""))
-        .add(&model("m", false, "\"far\""));
+    let setup = only(&far, "openai_compat", "max_concurrency = 1\n");
     let server = setup.serve();
     pause(MS(1000));
     let callers: Vec<_> = (0..3)
@@ -235,17 +231,12 @@ fn five_callers_wake_a_sleeping_endpoint_once() {
     let far = Upstream::start(chats(waking(2, MS(1500), |request| {
         Reply::chat_for(request, &["Awake."])
     })));
-    let setup = Setup::new()
-        .add(ANYWHERE)
-        .add("[remote.cold_start]\nprior_seconds = 20\n")
-        .add(&upstream(
-            "far",
-            "inference_endpoint",
-            &far.url(),
-            "engine = \"vllm\"\nscales_to_zero = true\n",
-        ))
-        .add(&target("far", "far", ""))
-        .add(&model("m", false, "\"far\""));
+    let setup = only(
+        &far,
+        "inference_endpoint",
+        "engine = \"vllm\"\nscales_to_zero = true\n",
+    )
+    .add("[remote.cold_start]\nprior_seconds = 20\n");
     let server = setup.serve();
     let sleeping = post_with(
         &server,
@@ -299,17 +290,12 @@ fn a_waker_asks_to_be_held_only_for_as_long_as_its_caller_waits() {
     let far = Upstream::start(chats(waking(2, MS(100), |request| {
         Reply::chat_for(request, &["Awake."])
     })));
-    let setup = Setup::new()
-        .add(ANYWHERE)
-        .add("[remote.cold_start]\nprior_seconds = 10\n")
-        .add(&upstream(
-            "far",
-            "inference_endpoint",
-            &far.url(),
-            "engine = \"vllm\"\nscales_to_zero = true\n",
-        ))
-        .add(&target("far", "far", ""))
-        .add(&model("m", false, "\"far\""));
+    let setup = only(
+        &far,
+        "inference_endpoint",
+        "engine = \"vllm\"\nscales_to_zero = true\n",
+    )
+    .add("[remote.cold_start]\nprior_seconds = 10\n");
     let server = setup.serve();
     let answer = post_with(
         &server,
@@ -330,16 +316,11 @@ fn a_waker_asks_to_be_held_only_for_as_long_as_its_caller_waits() {
 #[test]
 fn a_paused_endpoint_is_told_as_that_and_left_alone() {
     let far = always(Reply::paused());
-    let setup = Setup::new()
-        .add(ANYWHERE)
-        .add(&upstream(
-            "far",
-            "inference_endpoint",
-            &far.url(),
-            "engine = \"vllm\"\nscales_to_zero = true\n",
-        ))
-        .add(&target("far", "far", ""))
-        .add(&model("m", false, "\"far\""));
+    let setup = only(
+        &far,
+        "inference_endpoint",
+        "engine = \"vllm\"\nscales_to_zero = true\n",
+    );
     let server = setup.serve();
     for question in ["One?", "Two?"] {
         let refused = server.post(CHAT, &to("m", question));
@@ -467,12 +448,7 @@ fn slow(time: Duration, at_once: usize, parking: &str) -> (Upstream, Setup) {
         Reply::chat_for(request, &["Here."]).delay_head(time)
     }));
     let most = format!("max_concurrency = {at_once}\n");
-    let setup = Setup::new()
-        .add(ANYWHERE)
-        .add(&format!("[remote.parking]\n{parking}"))
-        .add(&upstream("far", "openai_compat", &far.url(), &most))
-        .add(&target("far", "far", ""))
-        .add(&model("m", false, "\"far\""));
+    let setup = only(&far, "openai_compat", &most).add(&format!("[remote.parking]\n{parking}"));
     (far, setup)
 }
 
@@ -597,11 +573,7 @@ fn a_key_with_many_requests_does_not_keep_others_waiting() {
 #[test]
 fn a_limit_of_requests_a_minute_is_kept_by_waiting() {
     let far = willing(&["Here."]);
-    let setup = Setup::new()
-        .add(ANYWHERE)
-        .add(&upstream("far", "openai_compat", &far.url(), "rpm = 60\n"))
-        .add(&target("far", "far", ""))
-        .add(&model("m", false, "\"far\""));
+    let setup = only(&far, "openai_compat", "rpm = 60\n");
     let server = setup.serve();
     let mut waited = 0;
     for i in 0..70 {
