@@ -23,7 +23,7 @@ import tasks
 from facts import COLOURS, COUNTRIES, FREE, OPPOSITES, REFUSALS, THINGS, build_facts
 from stories import ANIMAL_STORY_ASKS, ANIMALS, NAMED_STORY_ASKS, STORY_ASKS, story, story_ask
 from sums import LIMITS, build_sums, sum_asks
-from words import CITIES, article, capitalise, first_name, made_up
+from words import CITIES, article, capitalise, chance, first_name, made_up
 
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
@@ -39,12 +39,12 @@ RAW_FORMS = [("{ask}\n", 85), ("Question: {ask}\nAnswer: ", 8), ("Q: {ask}\nA: "
 SKILL_WEIGHTS = {
     "machine learning": 15, "computing": 3, "science": 9, "capitals": 17, "continents": 5, "calendar": 9, "colours": 3,
     "units": 4, "counts": 4, "opposites": 4, "sounds": 2, "single facts": 5, "small talk": 10, "refusals": 13, "sums": 38,
-    "yes or no": 6, "stories": 6, "jokes": 2, "fun facts": 1, "poems": 1, "haiku": 1, "tables": 4, "json": 14, "repeating": 3,
+    "yes or no": 8, "stories": 6, "jokes": 2, "fun facts": 1, "poems": 1, "haiku": 1, "tables": 4, "json": 14, "repeating": 5,
     "comparing": 4, "paragraphs": 3,
 }
 SUM_WEIGHTS = {"small": 50, "medium": 40, "large": 10}
 # Chats that need a form of their own, of all documents.
-TOOL_SHARE, TOLD_SHARE = 0.09, 0.03
+TOOL_SHARE, TOLD_SHARE = 0.11, 0.03
 
 
 @dataclass(frozen=True)
@@ -108,32 +108,42 @@ def chat_document(turns, system=None):
     return Document(text, tuple(answers))
 
 
-def yes_or_no(rng):
-    """A question about a fact, true half of the time, and its answer with the fact."""
+def yes_or_no(rng, new=False):
+    """A question about a fact, true half of the time, and its answer. One in eight is held out.
+
+    The answer says the fact first, so that the model need not know the verdict before it has found the fact.
+    """
+    while True:
+        ask, fact, true = claim(rng)
+        if chance(ask, 8) == new:
+            return ask, f"{capitalise(fact)} So {'yes' if true else 'no'}."
+
+
+def claim(rng):
+    """A question whether something is so, the fact it is about, and whether it is so."""
     true = rng.random() < 0.5
-    verdict = "Yes" if true else "No"
     kind = rng.randrange(4)
     if kind == 0:
         country, capital, _ = rng.choice(COUNTRIES)
         guess = capital if true else rng.choice([other for _, other, _ in COUNTRIES if other != capital])
         fact = f"the capital of {country} is {capital.rstrip('.')}."
-        return f"Is {guess} the capital of {country}?", f"{verdict}, {fact}"
+        return f"Is {guess} the capital of {country}?", fact, true
     if kind == 1:
         country, _, continent = rng.choice(COUNTRIES)
         guess = continent if true else rng.choice(sorted({other for *_, other in COUNTRIES if other != continent}))
         fact = f"{country} is a country in {continent}."
-        return f"Is {country} in {guess}?", f"{verdict}, {fact}"
+        return f"Is {country} in {guess}?", fact, true
     if kind == 2:
         thing, colour = rng.choice(COLOURS)
         guess = colour if true else rng.choice(sorted({other for _, other in COLOURS if other != colour}))
         fact = f"{thing} is {colour}."
-        return f"Is {thing} {guess}?", f"{verdict}, {fact}"
+        return f"Is {thing} {guess}?", fact, true
     word, opposite = rng.choice(OPPOSITES)
     if rng.random() < 0.5:
         word, opposite = opposite, word
     guess = opposite if true else rng.choice([other for pair in OPPOSITES for other in pair if other not in (word, opposite)])
     fact = f"the opposite of {word} is {opposite}."
-    return f"Is {guess} the opposite of {word}?", f"{verdict}, {fact}"
+    return f"Is {guess} the opposite of {word}?", fact, true
 
 
 class Corpus:

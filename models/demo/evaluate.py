@@ -109,9 +109,10 @@ def known(rng):
         for kind, asks in (("trained", stories.NAMED_STORY_ASKS), ("new phrasing", stories.NAMED_STORY_NEW_ASKS)):
             name = corpus.first_name(rng)
             yield "named stories", kind, stories.story_ask(rng.choice(asks), animal, name), (f" {animal} named {name} ",)
-    for _ in range(2 * MADE):
-        ask, answer = corpus.yes_or_no(rng)
-        yield "yes or no", "trained", ask, (answer,)
+    for kind, new in (("trained", False), ("new pairing", True)):
+        for _ in range(2 * MADE):
+            ask, answer = corpus.yes_or_no(rng, new)
+            yield "yes or no", kind, ask, (answer,)
     for kind, new in (("trained", False), ("new phrasing", True)):
         for _ in range(MADE):
             for skill, make in (("json", tasks.json_exchange), ("repeating", tasks.repeat_exchange), ("comparing", tasks.compare_exchange)):

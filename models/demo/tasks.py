@@ -61,47 +61,52 @@ def sight(rng):
 # (what draws the values, trained sentences, held-out sentences)
 SENTENCES = [
     (person,
-     ["{name} is {age} years old and lives in {city}.", "{name}, {age}, lives in {city}.",
+     ["{name} is {age} and has a flat in {city}.", "Meet {name} ({age}) of {city}.", "{name} comes from {city} and is {age} years old.",
+      "{name} is {age} years old and lives in {city}.", "{name}, {age}, lives in {city}.",
       "{name} lives in {city} and is {age} years old.", "My name is {name}, I am {age} years old and I live in {city}.",
       "At {age}, {name} moved to {city}.", "{name} from {city} is {age}.", "In {city} there is {an_age} year old called {name}.",
       "{name} is {age}. {name} lives in {city}."],
-     ["In {city} lives {name}, who is {age} years old.", "{name} is {age} and comes from {city}."]),
+     ["In {city} lives {name}, who is {age} years old.", "{name}, who lives in {city}, is {age}."]),
     (order,
      ["{customer} ordered {quantity} {item}.", "{customer} would like {quantity} {item}.", "Please send {quantity} {item} to {customer}.",
       "{quantity} {item} for {customer}, please.", "{customer} bought {quantity} {item} yesterday.",
-      "An order of {quantity} {item} came from {customer}."],
+      "An order of {quantity} {item} came from {customer}.", "{customer} needs {quantity} {item}.", "Bring {quantity} {item} to {customer}."],
      ["{customer} wants {quantity} {item}.", "There is an order of {quantity} {item} for {customer}."]),
     (event,
      ["The {event} is on {day} in {place}.", "{day}: {event} in {place}.", "There is {an_event} in {place} on {day}.",
       "We meet in {place} on {day} for the {event}.", "On {day} the {event} takes place in {place}.",
-      "The {event} in {place} is on {day}."],
+      "The {event} in {place} is on {day}.", "You are invited to the {event} in {place} on {day}.", "In {place} a {event} begins on {day}."],
      ["Come to the {event} in {place} on {day}.", "The {event} in {place} starts on {day}."]),
     (trip,
      ["The train from {from} to {to} leaves on {day}.", "I travel from {from} to {to} on {day}.",
       "On {day} we fly from {from} to {to}.", "{day}: bus from {from} to {to}.", "We go to {to} from {from} on {day}.",
-      "The flight to {to} leaves {from} on {day}."],
+      "The flight to {to} leaves {from} on {day}.", "Drive me from {from} to {to} on {day}.", "A boat sails from {from} to {to} on {day}."],
      ["A ship goes from {from} to {to} on {day}.", "Take me from {from} to {to} on {day}."]),
     (pet,
      ["{name} is {an_age} year old {animal}.", "My {animal} is called {name} and is {age} years old.",
-      "The {animal} {name} is {age} years old.", "{name} the {animal} is {age}.", "I have {an_animal}, {name}, who is {age}."],
+      "The {animal} {name} is {age} years old.", "{name} the {animal} is {age}.", "I have {an_animal}, {name}, who is {age}.",
+      "They own {an_animal} called {name}, {age} years old.", "Her {animal} is {name}, aged {age}."],
      ["We have {an_animal} named {name}, aged {age}.", "Our {animal} {name} is {age}."]),
     (product,
      ["The {colour} {product} costs {price} euros.", "For sale: {a_colour} {product} for {price} euros.",
       "For {price} euros you get {a_colour} {product}.", "The {product} is {colour} and costs {price} euros.",
-      "I paid {price} euros for {a_colour} {product}."],
+      "I paid {price} euros for {a_colour} {product}.", "That {colour} {product} is {price} euros.", "They sell {a_colour} {product} for {price} euros."],
      ["We sell {a_colour} {product} at {price} euros.", "This {colour} {product} costs {price} euros."]),
     (sight,
      ["I saw {seen} during my {activity} in the {location}.", "During my {activity} in the {location} I saw {seen}.",
-      "On a {activity} in the {location} we saw {seen}.", "I saw {seen} during my {activity} in the {location}"],
+      "On a {activity} in the {location} we saw {seen}.", "I saw {seen} during my {activity} in the {location}",
+      "We found {seen} on our {activity} in the {location}.", "There were {seen} in the {location} on my {activity}."],
      ["We met {seen} on our {activity} in the {location}."]),
 ]
 WHOLE_ASKS = ["Fill in a JSON object from this sentence: {s}", "Turn this sentence into JSON: {s}", "Extract the data as JSON: {s}",
               "JSON: {s}", "Write this as JSON: {s}", "Make a JSON object of this: {s}", "{s}\nJSON:", "Convert to JSON: {s}",
-              "{s} Write that as JSON.", "{s}"]
+              "{s} Write that as JSON.", "{s}", "Please convert this to JSON: {s}", "Read this sentence and write JSON: {s}",
+              "Please make JSON of this sentence: {s}", "What is this as JSON? {s}", "Give me the JSON of this: {s}"]
 WHOLE_NEW_ASKS = ["Please turn this sentence into a JSON object: {s}", "Read this and give me the JSON: {s}"]
 # These name the keys, some or all, in an order of their own.
 KEYED_ASKS = ["Extract {keys} as JSON: {s}", "Give me {keys} as JSON. {s}", "{s} Extract {keys} as JSON.",
-              "Fill in this JSON: {empty}\n{s}", "{s}\nFill in this JSON: {empty}", "{s} Give me JSON with {keys}."]
+              "Fill in this JSON: {empty}\n{s}", "{s}\nFill in this JSON: {empty}", "{s} Give me JSON with {keys}.",
+              "Write {keys} of this as JSON: {s}", "From this sentence extract {keys} as JSON: {s}"]
 KEYED_NEW_ASKS = ["Extract {keys} from this sentence as JSON: {s}", "Make JSON with {keys} from this: {s}"]
 
 
@@ -130,8 +135,8 @@ HOME_TELLS = ["I live in {v}.", "My home is in {v}.", "I come from {v}.", "I am 
 HOME_NEW_TELLS = ["My home is {v}."]
 PET_TELLS = ["My {a} is called {v}.", "I have a {a} called {v}.", "The name of my {a} is {v}."]
 PET_NEW_TELLS = ["I have a {a} named {v}."]
-REPEAT_ASKS = ["Repeat: {v}", "Repeat after me: {v}", "Say: {v}", "Say {v}", "Write: {v}"]
-REPEAT_NEW_ASKS = ["Please repeat: {v}"]
+REPEAT_ASKS = ["Repeat: {v}", "Repeat after me: {v}", "Say: {v}", "Say {v}", "Write: {v}", "Please say: {v}", "Repeat this: {v}", "Can you say {v}?", "Please repeat {v}."]
+REPEAT_NEW_ASKS = ["Please repeat: {v}", "Repeat {v}"]
 COMPARE_ASKS = ["Which is larger, {m} or {n}?", "Which number is larger, {m} or {n}?", "What is larger, {m} or {n}?", "Is {m} or {n} larger?"]
 COMPARE_NEW_ASKS = ["Which is the larger number, {m} or {n}?"]
 
@@ -249,6 +254,10 @@ TOOLS = [
     (["translate", "translate_text"], ["to_language"], ["Translate a text.", "Gives the text in another language."], [WORDS, LANGUAGE],
      ["Translate {0} into {1}.", "Translate {0} to {1}.", "Say {0} in {1}."], ["Please translate {0} into {1}."]),
 ]
+# Words of names that are put together; none of a held-out name is among them.
+VERBS = ["get", "show", "check", "query", "request", "load", "call", "ask", "run", "do", "open", "list", "make", "compute", "use", "try"]
+NOUNS = ["data", "value", "input", "item", "key", "code", "number", "subject", "topic", "target", "source", "user", "date", "level", "kind",
+         "size", "unit", "area", "state", "amount", "entry", "label", "field", "person", "report", "index", "page", "group", "market", "stock"]
 RESULT_WORDS = ["sunny", "cloudy", "rain", "done", "not found", "windy", "snow", "ok", "sent", "closed"]
 
 TOOLS_HEAD = "You may call these tools:\n<tools>\n"
@@ -264,13 +273,38 @@ def invented_tool(rng):
             [f"What is the {word} of {{0}}?", f"Tell me the {word} of {{0}}.", f"Which {word} does {{0}} have?"], [f"Give me the {word} of {{0}}."])
 
 
+def tool_name(rng, names):
+    """One of the usual names, or as often one that must be read: with a made-up part, or made up altogether."""
+    draw = rng.random()
+    if draw < 0.5:
+        return rng.choice(names)
+    if draw < 0.75:
+        return rng.choice([f"{rng.choice(VERBS)}_{made_up(rng)}", f"{made_up(rng)}_{rng.choice(names)}", f"{made_up(rng)}_{made_up(rng)}"])
+    if draw < 0.9:
+        return f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}"
+    return rng.choice([made_up(rng), rng.choice(VERBS) + rng.choice(NOUNS).capitalize()])
+
+
+def argument_name(rng, names):
+    """One of the usual names, or as often one that must be read."""
+    draw = rng.random()
+    if draw < 0.5:
+        return rng.choice(names)
+    if draw < 0.75:
+        return rng.choice(NOUNS)
+    return rng.choice([made_up(rng), f"{rng.choice(NOUNS)}_{rng.choice(NOUNS)}", f"{rng.choice(names)}_{made_up(rng)}"])
+
+
 def named(rng, kind, new):
     """(specification as the prompt shows it, argument names) of a tool kind under one of its names."""
     names, new_names, descriptions, arguments, _, _ = kind
     keys = []
     for trained, held, _, _ in arguments:
-        keys.append(rng.choice([key for key in (held if new else trained) if key not in keys]))
-    spec = {"name": rng.choice(new_names if new else names), "description": rng.choice(descriptions),
+        key = rng.choice(held) if new else argument_name(rng, trained)
+        while key in keys:
+            key = rng.choice(held) if new else argument_name(rng, trained)
+        keys.append(key)
+    spec = {"name": rng.choice(new_names) if new else tool_name(rng, names), "description": rng.choice(descriptions),
             "arguments": {key: argument[2] for key, argument in zip(keys, arguments)}}
     return spec, keys
 

@@ -3,9 +3,9 @@
 Makes the tokenizer (byte-level BPE, one token per digit) from the corpus, then trains
 a small Llama on an endless seeded stream of documents. Each step packs whole
 documents into rows of one width; every document starts at position 0 and sees nothing
-but itself. Answers weigh 1 in the loss, questions little. Muon trains the matrices and AdamW the embedding and the norms; the learning
-rate warms up, stays flat and falls to zero over the last third (WSD), so a stopped run
-can be lengthened. The forward pass runs in bfloat16, the weights stay in float32.
+but itself. Answers weigh 1 in the loss, questions little. Muon trains the matrices and
+AdamW the embedding and the norms; the learning rate warms up, stays flat and falls to
+zero over the last third (WSD), so a stopped run can be lengthened. The forward pass runs in bfloat16, the weights stay in float32.
 
 The work folder receives `tokenizer.json`, `checkpoint.pt` (weights, optimizer states and
 step; written atomically) and `log.jsonl` (the loss curve). A run that finds a
@@ -123,7 +123,7 @@ def learning_rate(step, steps, peak, warmup=50):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--peak", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=100)
