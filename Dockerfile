@@ -8,7 +8,12 @@ COPY tests/it tests/it
 RUN cargo build --profile dist --locked --bin sconce
 
 FROM debian:bookworm-slim
-RUN useradd --system --no-create-home --uid 10001 sconce
+# Certificates to know the hub and upstreams by.
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
+RUN useradd --system --no-create-home --uid 10001 sconce && install --directory --owner sconce /data
+# Models that are downloaded, the same as in TGI's image.
+ENV HF_HOME=/data
+VOLUME /data
 COPY --from=build /build/target/dist/sconce /usr/local/bin/sconce
 USER sconce
 EXPOSE 3000

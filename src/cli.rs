@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app;
 use crate::commands::audit::AuditCommand;
+use crate::commands::bundle::BundleCommand;
 use crate::commands::key::KeyCommand;
+use crate::commands::models::{ListArgs, PullArgs, RmArgs, list, pull, rm};
 use crate::commands::print_schema;
 use crate::commands::probe_upstream::{self, ProbeArgs};
 use crate::config::{Machine, RawConfig, ServeArgs, Settings};
@@ -28,6 +30,15 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Check a configuration and the model it names, print what would be served, and stop
     Check(Box<CheckArgs>),
+    /// Download models into the cache, or bring them up to date
+    Pull(PullArgs),
+    /// List the models that are in the cache
+    List(ListArgs),
+    /// Remove models from the cache
+    Rm(RmArgs),
+    /// Carry models to a machine without a network, in one file
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Make, list and revoke the keys of callers
     #[command(subcommand)]
     Key(KeyCommand),
@@ -61,6 +72,10 @@ impl Cli {
                 let report = app::check(&settings)?;
                 Ok(std::io::stdout().write_all(report.as_bytes())?)
             }
+            Command::Pull(args) => pull::run(&args),
+            Command::List(args) => list::run(&args),
+            Command::Rm(args) => rm::run(&args),
+            Command::Bundle(command) => command.run(),
             Command::Key(command) => command.run(),
             Command::Audit(command) => command.run(),
             Command::PrintSchema => print_schema::run(),

@@ -8,7 +8,7 @@
 //!  hall      dispatch                    admit, check, decide, carry out, account
 //!  wings     engine │ remote             continuous batching on this machine │ other people's machines
 //!  cellar    model → kernel              tensors; candle lives only here
-//!  pipes     generation · text · guided · wire · route · egress · audit · telemetry     small, under every floor
+//!  pipes     generation · text · guided · wire · route · egress · audit · hub · telemetry     small, under every floor
 //! ```
 //!
 //! Imports go downward only; `tests/it/architecture.rs` reads them and fails on any other.
@@ -35,7 +35,7 @@
 //! a default → `config/resolve.rs` · a setting's name → `config/raw.rs` · a limit's check →
 //! `api/from_tgi.rs` or `dispatch/lifecycle.rs` · where TGI and OpenAI disagree → `docs/compat.md`, `api/compat.rs` ·
 //! a family's notation of calls → `text/tool_calls/` · batch shape → `engine/scheduler.rs` · what a token may be
-//! → `engine/logits.rs`, `guided/` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
+//! → `engine/logits.rs`, `guided/` · where a model's files come from → `hub/` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
 //! `kernel/cpu/` (twin in `kernel/reference.rs`) · when a request goes elsewhere → `route/decide.rs` · what may leave →
 //! `egress/gate.rs` · a provider's quirk → `remote/translate/` · what a failure means → `remote/errors.rs`, `remote/retry.rs` · a status code → `api/error.rs` · a metric →
 //! `telemetry/metrics.rs`.
@@ -51,6 +51,7 @@ pub mod egress;
 pub mod engine;
 pub mod generation;
 pub mod guided;
+pub mod hub;
 pub mod kernel;
 pub mod model;
 pub mod remote;

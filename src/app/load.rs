@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use super::AppError;
 use crate::config::{ModelFacts, ModelSource, Settings};
 use crate::generation::TokenId;
+use crate::hub::{Fetched, HubError, HubSettings, ModelName};
 use crate::model::{ChatTemplates, Checkpoint, Metadata, ModelError, TokenizerSource};
 use crate::text::{
     ChatTemplate, GgufVocabulary, SpecialTokens, TemplateSources, TextError, Tokenizer,
@@ -26,13 +27,19 @@ pub(super) struct Loaded {
     /// What turns conversations into prompts; `None` when the model is no chat model.
     pub(super) chat_template: Option<ChatTemplate>,
     pub(super) eos: Arc<[TokenId]>,
+    /// The commit of the hub that the files belong to.
+    pub(super) commit: Option<String>,
 }
+
+/// How a model of the hub becomes files on this machine.
+type Finder = fn(&HubSettings, &ModelName, Option<&str>) -> Result<Fetched, HubError>;
 
 impl Loaded {
     /// Opens the model of the settings.
     ///
     /// Errors: one sentence naming the file and field that is wrong.
-    pub(super) fn open(settings: &Settings) -> Result<Self, AppError> {
+    pub(super) fn open(settings: &Settings, find: Finder) -> Result<Self, AppError> {
+        let mut commit = None;
         let checkpoint = match &settings.model {
             ModelSource::Embedded => Checkpoint::embedded(EMBEDDED, EMBEDDED_LABEL)?,
             ModelSource::None => return Err(AppError::NoSuchModel("none".to_owned())),
@@ -40,6 +47,14 @@ impl Loaded {
                 return Err(AppError::NoSuchModel(path.display().to_string()));
             }
             ModelSource::Path(path) => Checkpoint::open(path, settings.dtype)?,
+            ModelSource::Hub(model) => {
+                if let Some(why) = &model.why {
+                    tracing::info!(model = %model.name, "{why}");
+                }
+                let found = find(&model.hub, &model.name, model.revision.as_deref())?;
+                commit = Some(found.commit);
+                Checkpoint::open(&found.path, settings.dtype)?
+            }
         };
         let reads_config = matches!(checkpoint.tokenizer(), TokenizerSource::Json { .. });
         if settings.tokenizer_config_path.is_some() && !reads_config {
@@ -84,6 +99,7 @@ impl Loaded {
             tokenizer,
             chat_template,
             eos: eos.into(),
+            commit,
         })
     }
 

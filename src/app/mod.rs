@@ -13,11 +13,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::api::KeyRing;
 use crate::config::{Capacity, ConfigError, ModelSource, Settings, describe};
 use crate::dispatch::{Dispatcher, Local};
+use crate::hub::HubError;
 use crate::model::{BLOCK_TOKENS, Cpu, Decoder, ModelError};
 use crate::telemetry::{HistogramRanges, Metrics};
 use crate::text::TextError;
 use crate::wire::tgi::Info;
-use crate::{api, dispatch, engine};
+use crate::{api, dispatch, engine, hub};
 
 use hybrid::Upkeep;
 use load::Loaded;
@@ -50,11 +51,14 @@ pub enum AppError {
         /// Rows of the embedding.
         rows: usize,
     },
-    /// There is no such model here.
+    /// There is no such file or folder.
     #[error(
-        "model_id `{0}` is neither a folder nor a file on this machine; give the path of a folder with config.json and safetensors, or of a GGUF file (models are not downloaded)"
+        "model_id `{0}` is neither a folder nor a file on this machine; give the path of a folder with config.json and safetensors, the path of a GGUF file, or the name of a model of the hub such as `org/name`"
     )]
     NoSuchModel(String),
+    /// The model's files are not here and cannot be had.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The address is taken or not allowed.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -89,7 +93,9 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         metrics,
     } = match settings.model {
         ModelSource::None => without_model(&settings),
-        ModelSource::Embedded | ModelSource::Path(_) => with_model(&settings)?,
+        ModelSource::Embedded | ModelSource::Path(_) | ModelSource::Hub(_) => {
+            with_model(&settings)?
+        }
     };
     let opened = hybrid::open(&settings, &info.model_id, local.as_ref())?;
     let (hybrid, mut upkeep) = opened.unzip();
@@ -125,7 +131,7 @@ struct Served {
 
 /// Loads the model and starts the engine.
 fn with_model(settings: &Settings) -> Result<Served, AppError> {
-    let loaded = Loaded::open(settings)?;
+    let loaded = Loaded::open(settings, hub::fetch)?;
     let capacity = settings.capacity(&loaded.facts())?;
     let cpu = Cpu::new(settings.threads, settings.tier).map_err(ModelError::from)?;
     let info = info(settings, &capacity, &loaded, &cpu);
@@ -150,6 +156,7 @@ fn with_model(settings: &Settings) -> Result<Served, AppError> {
         tokenizer,
         chat_template,
         eos,
+        commit: _,
     } = loaded;
     // The decoder holds the weights; the rest, tokenizer files above all, has been used up.
     drop(checkpoint);
@@ -192,7 +199,9 @@ pub fn check(settings: &Settings) -> Result<String, AppError> {
     hybrid::check(settings)?;
     let mut report = match settings.model {
         ModelSource::None => String::new(),
-        ModelSource::Embedded | ModelSource::Path(_) => check_model(settings)?,
+        ModelSource::Embedded | ModelSource::Path(_) | ModelSource::Hub(_) => {
+            check_model(settings)?
+        }
     };
     let rest = [
         ("address".to_owned(), settings.address.to_string()),
@@ -211,7 +220,8 @@ pub fn check(settings: &Settings) -> Result<String, AppError> {
 
 /// Opens the model, and says what it found.
 fn check_model(settings: &Settings) -> Result<String, AppError> {
-    let loaded = Loaded::open(settings)?;
+    // Checking downloads nothing.
+    let loaded = Loaded::open(settings, hub::find)?;
     let facts = loaded.facts();
     let capacity = settings.capacity(&facts)?;
     let cpu = Cpu::new(settings.threads, settings.tier).map_err(ModelError::from)?;
@@ -277,6 +287,7 @@ fn keys(settings: &Settings) -> String {
 
 fn info(settings: &Settings, capacity: &Capacity, loaded: &Loaded, cpu: &Cpu) -> Info {
     Info {
+        model_sha: loaded.commit.clone(),
         model_dtype: loaded
             .checkpoint
             .main_format()
@@ -295,6 +306,7 @@ fn blank_info(settings: &Settings, limits: &dispatch::Config) -> Info {
         model_id: match &settings.model {
             ModelSource::Embedded => load::EMBEDDED_LABEL.to_owned(),
             ModelSource::Path(path) => path.display().to_string(),
+            ModelSource::Hub(model) => model.name.to_string(),
             ModelSource::None => "none".to_owned(),
         },
         model_sha: None,

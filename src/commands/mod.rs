@@ -3,6 +3,8 @@
 //! One file for each; they may use every floor's public face and are used by `cli.rs` alone.
 
 pub mod audit;
+pub mod bundle;
 pub mod key;
+pub mod models;
 pub mod print_schema;
 pub mod probe_upstream;

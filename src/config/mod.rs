@@ -23,7 +23,7 @@ pub use keys::{Grants, NAMES, RawKey, is_name, parse_keys, read_callers, read_ke
 pub use machine::Machine;
 pub use platform::Platform;
 pub use raw::{RawConfig, ServeArgs};
-pub use resolve::{Capacity, ModelFacts, ModelSource, Settings, TlsFiles};
+pub use resolve::{Capacity, HubModel, ModelFacts, ModelSource, Settings, TlsFiles};
 pub use secrets::refuse_secrets_in_arguments;
 
 /// Everything wrong with a configuration, one sentence each.

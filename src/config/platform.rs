@@ -44,8 +44,8 @@ impl RawConfig {
         {
             self.model_id = Some(model);
             self.port.get_or_insert(SAGEMAKER_PORT);
+            self.revision = self.revision.take().or(variable("HF_MODEL_REVISION"));
             let tgi_only = &mut self.tgi_only;
-            tgi_only.revision = tgi_only.revision.take().or(variable("HF_MODEL_REVISION"));
             tgi_only.quantize = tgi_only.quantize.take().or(variable("HF_MODEL_QUANTIZE"));
             if tgi_only.num_shard.is_none()
                 && let Some(text) = variable("SM_NUM_GPUS")

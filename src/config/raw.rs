@@ -16,6 +16,7 @@ use super::keys::{self, RawKey};
 use super::platform::Platform;
 use super::remote::{Variables, is_variable};
 use super::{ConfigError, secrets, section};
+use crate::hub::HubSettings;
 
 /// Flags of `sconce serve`: a file, and every setting.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -33,9 +34,17 @@ pub struct ServeArgs {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RawConfig {
-    /// Folder (config.json, safetensors, tokenizer.json) or GGUF file; the embedded demo model without it; `none` serves upstreams only
-    #[arg(long, env = "MODEL_ID", value_name = "PATH")]
+    /// Name of the catalogue (`sconce list --available`; `auto` takes what fits this machine) or of the hub (`org/name`, or `org/name:Q4_K_M` for one GGUF file), folder (config.json, safetensors, tokenizer.json) or GGUF file; the embedded demo model without it; `none` serves upstreams only
+    #[arg(long, env = "MODEL_ID", value_name = "NAME|PATH")]
     pub model_id: Option<String>,
+
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, env = "REVISION")]
+    pub revision: Option<String>,
+
+    /// Folder where models of the hub are kept [default: where huggingface_hub keeps them: HF_HUB_CACHE, HF_HOME/hub, ~/.cache/huggingface/hub]
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "FOLDER")]
+    pub huggingface_hub_cache: Option<PathBuf>,
 
     /// Float type to hold weights in: float32, float16, bfloat16 [default: as stored]
     #[arg(long, env = "DTYPE")]
@@ -194,7 +203,7 @@ pub struct RawConfig {
     #[arg(long, env = "JSON_OUTPUT", num_args = 0..=1, default_missing_value = "true")]
     pub json_output: Option<bool>,
 
-    /// Lets nothing leave this machine, whatever the file allows [default: false; true with HF_HUB_OFFLINE=1]
+    /// Lets nothing leave this machine, whatever the file allows, and downloads no model [default: false; true with HF_HUB_OFFLINE=1]
     #[arg(long, env = "SCONCE_OFFLINE", num_args = 0..=1, default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub offline: Option<bool>,
 
@@ -295,10 +304,6 @@ pub struct TgiOnly {
     #[arg(long, env = "LORA_ADAPTERS", hide = true)]
     pub lora_adapters: Option<String>,
 
-    /// (TGI) must be absent: a local model has no revisions
-    #[arg(long, env = "REVISION", hide = true)]
-    pub revision: Option<String>,
-
     /// (TGI) must be absent: frequencies are the model's own
     #[arg(long, env = "ROPE_SCALING", hide = true)]
     pub rope_scaling: Option<String>,
@@ -310,10 +315,6 @@ pub struct TgiOnly {
     /// (TGI) no effect: the KV cache holds 32-bit floats
     #[arg(long, env = "KV_CACHE_DTYPE", hide = true)]
     pub kv_cache_dtype: Option<String>,
-
-    /// (TGI) no effect: models are not downloaded
-    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", hide = true)]
-    pub huggingface_hub_cache: Option<String>,
 
     /// (TGI) no effect: give the folder as model_id
     #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE", hide = true)]
@@ -408,14 +409,15 @@ impl RawConfig {
     /// Takes along the variables that the file names, and those that decide where state is kept and
     /// whether anything may leave. One that is empty counts as not set.
     pub(super) fn with_variables(mut self, variable: impl Fn(&str) -> Option<String>) -> Self {
-        let mut names = FIXED_VARIABLES.map(str::to_owned).to_vec();
+        let fixed = FIXED_VARIABLES.iter().chain(&HubSettings::VARIABLES);
+        let mut names: Vec<String> = fixed.map(|&name| name.to_owned()).collect();
         if let Some(remote) = &self.remote {
             token_variables(remote, &mut names);
         }
         for name in names {
             if let Some(text) = variable(&name).filter(|text| !text.is_empty()) {
                 self.variables
-                    .insert(name, crate::remote::Secret::new(text));
+                    .insert(name, crate::telemetry::Secret::new(text));
             }
         }
         self
@@ -473,7 +475,7 @@ fn without_texts(message: &str) -> String {
 /// Tables that stand in the file only.
 const SECTIONS: [&str; 6] = ["keys", "remote", "route", "egress", "providers", "audit"];
 /// Variables that no setting names and that count all the same.
-const FIXED_VARIABLES: [&str; 3] = ["HF_HUB_OFFLINE", "XDG_STATE_HOME", "HOME"];
+const FIXED_VARIABLES: [&str; 1] = ["XDG_STATE_HOME"];
 
 /// The variables that fields `token_env` name, however deep they stand.
 fn token_variables(value: &Value, names: &mut Vec<String>) {

@@ -18,6 +18,8 @@ use super::platform::{Platform, is_route};
 use super::raw::{RawConfig, TgiOnly};
 use super::{ConfigError, Machine, keys};
 use crate::api::{ApiKey, Compat, Key, ReasoningFormat};
+use crate::hub::catalogue::{self, Named};
+use crate::hub::{self, HubError, HubSettings, ModelName};
 use crate::model::{BLOCK_TOKENS, FloatType, Tier};
 use crate::telemetry::LogSettings;
 use crate::{dispatch, egress, engine, remote, route};
@@ -29,8 +31,23 @@ pub enum ModelSource {
     Embedded,
     /// A folder or a GGUF file.
     Path(PathBuf),
+    /// A model at the hub, or in the cache of what has been downloaded from there.
+    Hub(HubModel),
     /// There is none: upstreams answer everything.
     None,
+}
+
+/// A model by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubModel {
+    /// The repository, and which of its GGUF files.
+    pub name: ModelName,
+    /// A branch, a tag or a commit, if not the main branch.
+    pub revision: Option<String>,
+    /// Where it is, and where it is kept.
+    pub hub: HubSettings,
+    /// How the `model_id` led to it, if that is not plain.
+    pub why: Option<String>,
 }
 
 /// What HTTPS needs, in PEM.
@@ -164,6 +181,8 @@ const MOST_CONNECTIONS: usize = 1 << 20;
 const DEFAULT_STEP_TOKENS: usize = 128;
 /// The `model_id` of a server that computes nothing itself.
 const NO_MODEL: &str = "none";
+/// The `model_id` of whatever model of the catalogue fits this machine.
+const AUTO: &str = "auto";
 
 impl Settings {
     /// Resolves what does not depend on the model.
@@ -172,6 +191,8 @@ impl Settings {
     pub fn resolve(raw: RawConfig, machine: &Machine) -> Result<Self, ConfigError> {
         let RawConfig {
             model_id,
+            mut revision,
+            huggingface_hub_cache,
             dtype,
             hostname,
             port,
@@ -275,8 +296,21 @@ impl Settings {
         let model = match model_id {
             None => ModelSource::Embedded,
             Some(id) if id == NO_MODEL => ModelSource::None,
-            Some(id) => ModelSource::Path(PathBuf::from(id)),
+            Some(id) => {
+                let variable =
+                    |name: &str| variables.get(name).map(|value| value.expose().to_owned());
+                let offline = offline.unwrap_or(false);
+                let hub = || HubSettings::from_variables(variable, huggingface_hub_cache, offline);
+                let free = machine.available_memory_bytes as u64;
+                model_source(&id, revision.take(), hub, free).unwrap_or_else(|fault| {
+                    faults.add(fault);
+                    ModelSource::None
+                })
+            }
         };
+        if revision.is_some() {
+            faults.add("`revision` has a meaning for a model of the hub only: leave it out, or give a model_id such as `org/name`");
+        }
         let file = keys_file.as_deref().unwrap_or(Path::new(""));
         let mut grants = Grants::default();
         let keys = keys::resolve(keys, file, &mut grants, &mut faults.0);
@@ -555,7 +589,6 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
         num_shard,
         quantize,
         lora_adapters,
-        revision,
         speculate,
         trust_remote_code,
         waiting_served_ratio,
@@ -569,7 +602,6 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
         rope_scaling,
         rope_factor,
         kv_cache_dtype,
-        huggingface_hub_cache,
         weights_cache_override,
         otlp_endpoint,
         otlp_service_name,
@@ -588,9 +620,6 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
     {
         faults.add("`lora_adapters` is not served: leave it out");
     }
-    if revision.is_some() {
-        faults.add("`revision` has no meaning for a local model: leave it out");
-    }
     if rope_scaling.is_some() || rope_factor.is_some() {
         faults.add(
             "`rope_scaling` and `rope_factor` are not served: frequencies are the model's own",
@@ -598,7 +627,6 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
     }
     let without_effect = [
         ("kv_cache_dtype", kv_cache_dtype.is_some()),
-        ("huggingface_hub_cache", huggingface_hub_cache.is_some()),
         ("weights_cache_override", weights_cache_override.is_some()),
         ("otlp_endpoint", otlp_endpoint.is_some()),
         ("otlp_service_name", otlp_service_name.is_some()),
@@ -618,6 +646,46 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
     given
         .map(|(name, _)| format!("`{name}` has no effect on this server"))
         .collect()
+}
+
+/// What is on this machine under a name goes before what the hub calls so.
+fn model_source(
+    id: &str,
+    revision: Option<String>,
+    hub: impl FnOnce() -> Result<HubSettings, HubError>,
+    free_bytes: u64,
+) -> Result<ModelSource, String> {
+    let path = PathBuf::from(id);
+    let meant_as_path = path.is_absolute() || id.starts_with(['.', '~']);
+    if meant_as_path || path.exists() {
+        return match revision {
+            None => Ok(ModelSource::Path(path)),
+            Some(_) => {
+                Err("`revision` has no meaning for files on this machine: leave it out".to_owned())
+            }
+        };
+    }
+    let words = |error: HubError| error.to_string();
+    let hub = hub().map_err(words)?;
+    let named = if id == AUTO {
+        // Offline only what is here can be had.
+        catalogue::choose(free_bytes, |named| {
+            !hub.offline || hub::find(&hub, &named.model, named.revision.as_deref()).is_ok()
+        })
+    } else {
+        catalogue::named(id)
+    };
+    let Named {
+        model: name,
+        revision: own,
+        why,
+    } = named.map_err(words)?;
+    Ok(ModelSource::Hub(HubModel {
+        name,
+        revision: revision.or(own),
+        hub,
+        why,
+    }))
 }
 
 fn float_type(name: &str, faults: &mut Faults) -> Option<FloatType> {

@@ -41,7 +41,7 @@ pub use cold_start::ColdStart;
 pub use config::{
     AdaptiveConfig, Billing, BreakerConfig, Capabilities, Clocks, ColdStartConfig, Config,
     ControlPlane, EngineKind, Fidelity, Limits, ParkingConfig, Price, ProviderChoice, RetryConfig,
-    Secret, TargetConfig, UpstreamConfig, UpstreamKind,
+    TargetConfig, UpstreamConfig, UpstreamKind,
 };
 pub use errors::{Origin, classify, in_stream, is_error};
 pub use facts::TargetFacts;
@@ -56,3 +56,5 @@ pub use translate::{
     outgoing_known, proxy_path,
 };
 pub use upstreams::{Remote, place};
+
+pub use crate::telemetry::Secret;

@@ -39,14 +39,19 @@ pub fn init_log(settings: &LogSettings) -> Result<(), String> {
     Ok(())
 }
 
+/// Warnings of others; but those of `hf-hub` are told in this program's words.
+const OTHERS: &str = "warn,hf_hub=off";
+
 /// A level for this program's own lines, with warnings of the rest, or a filter as it is.
 ///
 /// Errors: a single word that is no level; as a filter it would silence everything.
 fn directives(level: &str) -> Result<String, String> {
     let word = level.trim().to_ascii_lowercase();
     match word.as_str() {
-        "error" | "warn" | "info" | "debug" | "trace" | "off" => Ok(format!("warn,sconce={word}")),
-        "warning" => Ok("warn".to_owned()),
+        "error" | "warn" | "info" | "debug" | "trace" | "off" => {
+            Ok(format!("{OTHERS},sconce={word}"))
+        }
+        "warning" => Ok(OTHERS.to_owned()),
         _ if level.contains(['=', ',']) => Ok(level.to_owned()),
         _ => Err(format!(
             "log_level `{level}` is neither error, warn, info, debug, trace or off nor a filter such as `info,sconce=debug`"
@@ -60,8 +65,11 @@ mod tests {
 
     #[test]
     fn a_word_that_is_no_level_is_refused_instead_of_silencing_the_log() {
-        assert_eq!(directives("INFO").as_deref(), Ok("warn,sconce=info"));
-        assert_eq!(directives("warning").as_deref(), Ok("warn"));
+        assert_eq!(
+            directives("INFO").as_deref(),
+            Ok("warn,hf_hub=off,sconce=info")
+        );
+        assert_eq!(directives("warning").as_deref(), Ok("warn,hf_hub=off"));
         assert_eq!(directives("hyper=trace").as_deref(), Ok("hyper=trace"));
         assert!(directives("loud").is_err());
     }

@@ -6,6 +6,8 @@
 mod log;
 mod metrics;
 pub mod redact;
+mod secret;
 
 pub use log::{LogSettings, init_log};
 pub use metrics::{Failure, HistogramRanges, Method, Metrics};
+pub use secret::Secret;

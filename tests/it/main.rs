@@ -5,6 +5,7 @@
 mod architecture;
 mod faults;
 mod http;
+mod hub;
 mod hybrid;
 mod invariance;
 mod openapi;

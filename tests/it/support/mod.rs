@@ -4,6 +4,7 @@
 pub mod chat;
 pub mod engine;
 pub mod golden;
+pub mod hub;
 pub mod models;
 pub mod server;
 pub mod upstream;
