@@ -40,18 +40,9 @@ pub fn fetch(
 ) -> Result<Fetched, HubError> {
     let cache = Cache::new(settings)?;
     let revision = revision.unwrap_or(MAIN);
-    let held = held(&cache, name, revision);
-    let fallback = match held {
+    let fallback = match held(&cache, name, revision) {
         Held::Whole(found) => return Ok(found),
-        Held::Enough(found) if settings.offline => return Ok(found),
         Held::Enough(found) => Some(found),
-        Held::TooLittle(missing) if settings.offline => {
-            return Err(HubError::Offline {
-                model: name.clone(),
-                cache: cache.root().to_owned(),
-                missing,
-            });
-        }
         Held::TooLittle(_) => None,
     };
     match (update(settings, name, Some(revision)), fallback) {
@@ -74,14 +65,12 @@ pub fn find(
     revision: Option<&str>,
 ) -> Result<Fetched, HubError> {
     let cache = Cache::new(settings)?;
-    match held(&cache, name, revision.unwrap_or(MAIN)) {
-        Held::Whole(found) | Held::Enough(found) => Ok(found),
-        Held::TooLittle(missing) => Err(HubError::NotCached {
-            model: name.clone(),
-            cache: cache.root().to_owned(),
-            missing,
-        }),
-    }
+    let found = cached(&cache, name, revision.unwrap_or(MAIN));
+    found.map_err(|missing| HubError::NotCached {
+        model: name.clone(),
+        cache: cache.root().to_owned(),
+        missing,
+    })
 }
 
 /// Asks the hub what a revision is now, and downloads what is missing of it.
@@ -95,14 +84,11 @@ pub fn update(
     let cache = Cache::new(settings)?;
     let revision = revision.unwrap_or(MAIN);
     if settings.offline {
-        return match held(&cache, name, revision) {
-            Held::Whole(found) | Held::Enough(found) => Ok(found),
-            Held::TooLittle(missing) => Err(HubError::Offline {
-                model: name.clone(),
-                cache: cache.root().to_owned(),
-                missing,
-            }),
-        };
+        return cached(&cache, name, revision).map_err(|missing| HubError::Offline {
+            model: name.clone(),
+            cache: cache.root().to_owned(),
+            missing,
+        });
     }
     tracing::info!(model = %name, revision, hub = settings.endpoint, "asking the hub");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -125,6 +111,14 @@ enum Held {
     Whole(Fetched),
     Enough(Fetched),
     TooLittle(String),
+}
+
+/// Errors: what is missing, in words.
+fn cached(cache: &Cache, name: &ModelName, revision: &str) -> Result<Fetched, String> {
+    match held(cache, name, revision) {
+        Held::Whole(found) | Held::Enough(found) => Ok(found),
+        Held::TooLittle(missing) => Err(missing),
+    }
 }
 
 fn held(cache: &Cache, name: &ModelName, revision: &str) -> Held {

@@ -21,8 +21,18 @@ pub enum Format {
     Bf16,
     /// 32 weights of 4 bits under one f16 scale.
     Q4_0,
+    /// 32 weights of 4 bits under one f16 scale, above one f16 minimum.
+    Q4_1,
+    /// As [`Format::Q4_0`] with a fifth bit kept apart.
+    Q5_0,
+    /// As [`Format::Q4_1`] with a fifth bit kept apart.
+    Q5_1,
     /// 32 weights of 8 bits under one f16 scale.
     Q8_0,
+    /// 256 weights of 2 bits; each 16 have a 4-bit scale and a 4-bit minimum under two f16 factors.
+    Q2K,
+    /// 256 weights of 3 bits; each 16 have a 6-bit signed scale under one f16 factor.
+    Q3K,
     /// 256 weights of 4 bits; each 32 have a 6-bit scale and a 6-bit minimum under two f16 factors.
     Q4K,
     /// As [`Format::Q4K`] with a fifth bit kept apart.
@@ -33,12 +43,17 @@ pub enum Format {
 
 impl Format {
     /// Every format, in declaration order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
         Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
         Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
@@ -49,8 +64,8 @@ impl Format {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q8_0 => 32,
-            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
@@ -61,7 +76,12 @@ impl Format {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
             Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
@@ -86,7 +106,12 @@ impl fmt::Display for Format {
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
             Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
             Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",

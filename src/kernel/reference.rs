@@ -39,7 +39,40 @@ fn element(format: Format, block: &[u8], i: usize) -> f32 {
             let code = if i < 16 { byte & 15 } else { byte >> 4 };
             (f32::from(code) - 8.0) * f16_at(block, 0)
         }
+        Format::Q4_1 => {
+            let byte = block[4 + i % 16];
+            let code = if i < 16 { byte & 15 } else { byte >> 4 };
+            f32::from(code) * f16_at(block, 0) + f16_at(block, 2)
+        }
+        Format::Q5_0 | Format::Q5_1 => {
+            let (bits, minimum) = if format == Format::Q5_0 {
+                (2, -16.0 * f16_at(block, 0))
+            } else {
+                (4, f16_at(block, 2))
+            };
+            let byte = block[bits + 4 + i % 16];
+            let low = if i < 16 { byte & 15 } else { byte >> 4 };
+            let high = block[bits + i / 8] >> (i % 8) & 1;
+            f32::from(low + high * 16) * f16_at(block, 0) + minimum
+        }
         Format::Q8_0 => f32::from(block[2 + i].cast_signed()) * f16_at(block, 0),
+        Format::Q2K => {
+            let (half, quarter, l) = (i / 128, i % 128 / 32, i % 32);
+            let code = block[16 + half * 32 + l] >> (2 * quarter) & 3;
+            let packed = block[i / 16];
+            let (scale, min) = (f32::from(packed & 15), f32::from(packed >> 4));
+            f16_at(block, 80) * scale * f32::from(code) - f16_at(block, 82) * min
+        }
+        Format::Q3K => {
+            let (half, quarter, l) = (i / 128, i % 128 / 32, i % 32);
+            let low = block[32 + half * 32 + l] >> (2 * quarter) & 3;
+            let high = block[l] >> (4 * half + quarter) & 1;
+            let (run, scales) = (i / 16, &block[96..108]);
+            let nibble = scales[run % 8] >> (run / 8 * 4) & 15;
+            let top = scales[8 + run % 4] >> (run / 4 * 2) & 3;
+            let scale = f32::from(nibble + top * 16) - 32.0;
+            f16_at(block, 108) * scale * (f32::from(low + high * 4) - 4.0)
+        }
         Format::Q4K | Format::Q5K => {
             let group = i / 32;
             let (scale, min) = scale_and_min(&block[4..16], group);

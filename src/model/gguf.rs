@@ -379,7 +379,7 @@ impl<'a> Reader<'a> {
         let kind = self.u32(&name)?;
         let format = format_of(kind).ok_or_else(|| {
             format!(
-                "tensor `{name}` has type {}, which is not read; F32, F16, BF16, Q4_0, Q8_0, Q4_K, Q5_K and Q6_K are",
+                "tensor `{name}` has type {}, which is not read; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are",
                 type_name(kind)
             )
         })?;
@@ -398,7 +398,12 @@ fn format_of(kind: u32) -> Option<Format> {
         0 => Format::F32,
         1 => Format::F16,
         2 => Format::Q4_0,
+        3 => Format::Q4_1,
+        6 => Format::Q5_0,
+        7 => Format::Q5_1,
         8 => Format::Q8_0,
+        10 => Format::Q2K,
+        11 => Format::Q3K,
         12 => Format::Q4K,
         13 => Format::Q5K,
         14 => Format::Q6K,
@@ -408,16 +413,26 @@ fn format_of(kind: u32) -> Option<Format> {
 }
 
 fn type_name(kind: u32) -> String {
-    match kind {
-        3 => "Q4_1".to_owned(),
-        6 => "Q5_0".to_owned(),
-        7 => "Q5_1".to_owned(),
-        10 => "Q2_K".to_owned(),
-        11 => "Q3_K".to_owned(),
-        15 => "Q8_K".to_owned(),
-        16..=23 | 29 => format!("IQ ({kind})"),
-        other => format!("number {other}"),
-    }
+    let known = match kind {
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24..=27 => "whole numbers",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        other => return format!("number {other}"),
+    };
+    known.to_owned()
 }
 
 #[cfg(test)]
@@ -496,8 +511,8 @@ mod tests {
             .rposition(|w| w == 8_u32.to_le_bytes())
             .expect("the type");
         assert!(kind > at - 64);
-        file[kind] = 10;
-        let error = parse(&file).expect_err("Q2_K is not read");
-        assert!(error.contains("`w`") && error.contains("Q2_K"), "{error}");
+        file[kind] = 23;
+        let error = parse(&file).expect_err("IQ4_XS is not read");
+        assert!(error.contains("`w`") && error.contains("IQ4_XS"), "{error}");
     }
 }

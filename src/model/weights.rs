@@ -72,6 +72,10 @@ impl Matrix {
     }
 }
 
+const SPLIT_NO: &str = "split.no";
+const SPLIT_COUNT: &str = "split.count";
+const SPLIT_TENSORS: &str = "split.tensors.count";
+
 /// All tensors of one model by name, with the name of the file for error messages.
 #[derive(Debug)]
 pub(super) struct Weights {
@@ -103,10 +107,64 @@ impl Weights {
         Self { path, tensors }
     }
 
-    /// Maps a GGUF file and reads its header.
+    /// Maps a GGUF file, or all parts of one that was split, and reads the headers; the metadata is the first part's.
+    ///
+    /// Errors: a part that is missing or belongs to another model, and one that is given in place of the first.
+    /// Source: ggml's `gguf-split`: `split.no`, `split.count` and `split.tensors.count`.
     pub(super) fn open_gguf(path: &Path) -> Result<(Metadata, Self), ModelError> {
-        let bytes = Bytes::Mapped(Arc::new(map(path)?));
-        Self::from_gguf(bytes, path.display().to_string())
+        let one = |path: &Path| -> Result<(Metadata, Self), ModelError> {
+            let bytes = Bytes::Mapped(Arc::new(map(path)?));
+            Self::from_gguf(bytes, path.display().to_string())
+        };
+        let malformed =
+            |problem: String| ModelError::malformed(path.display().to_string(), problem);
+        let (metadata, mut weights) = one(path)?;
+        let number = |metadata: &Metadata, key| metadata.u32(key).map_err(malformed);
+        let count = number(&metadata, SPLIT_COUNT)?.unwrap_or(1);
+        if count <= 1 {
+            return Ok((metadata, weights));
+        }
+        let own = format!("-00001-of-{count:05}.gguf");
+        let name = path.to_str().and_then(|name| name.strip_suffix(&own));
+        let first = number(&metadata, SPLIT_NO)?.unwrap_or(0) == 0;
+        let Some(name) = name.filter(|_| first) else {
+            return Err(malformed(format!(
+                "is a part of a model in {count} files: give the first one, whose name ends in `{own}`"
+            )));
+        };
+        for part in 2..=count {
+            let path = format!("{name}-{part:05}-of-{count:05}.gguf");
+            let (own, more) = one(Path::new(&path))?;
+            if number(&own, SPLIT_NO)? != Some(part - 1)
+                || number(&own, SPLIT_COUNT)? != Some(count)
+            {
+                return Err(ModelError::malformed(
+                    path,
+                    format!("is not part {part} of {count}"),
+                ));
+            }
+            for (tensor_name, tensor) in more.tensors {
+                if weights
+                    .tensors
+                    .insert(tensor_name.clone(), tensor)
+                    .is_some()
+                {
+                    return Err(ModelError::malformed(
+                        path,
+                        format!("tensor `{tensor_name}` stands in another part too"),
+                    ));
+                }
+            }
+        }
+        let told = number(&metadata, SPLIT_TENSORS)?;
+        if told.is_some_and(|told| told as usize != weights.tensors.len()) {
+            return Err(malformed(format!(
+                "promises {} tensors, and its {count} parts hold {}",
+                told.unwrap_or_default(),
+                weights.tensors.len()
+            )));
+        }
+        Ok((metadata, weights))
     }
 
     /// Reads a GGUF file that is part of the binary.
@@ -342,4 +400,80 @@ fn map(path: &Path) -> Result<Mmap, ModelError> {
     // valid. Whoever truncates a model file under a running server ends that server (SIGBUS), as with any
     // mapped program; the README says so.
     unsafe { Mmap::map(&file) }.map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A part of a split file: its number from 0, and tensors of 32 floats.
+    fn part(number: u16, count: u16, total: i32, names: &[&str]) -> Vec<u8> {
+        let mut file = b"GGUF".to_vec();
+        file.extend(3_u32.to_le_bytes());
+        file.extend((names.len() as u64).to_le_bytes());
+        file.extend(3_u64.to_le_bytes());
+        let text = |file: &mut Vec<u8>, text: &str| {
+            file.extend((text.len() as u64).to_le_bytes());
+            file.extend(text.as_bytes());
+        };
+        for (key, value) in [(SPLIT_NO, number), (SPLIT_COUNT, count)] {
+            text(&mut file, key);
+            file.extend(2_u32.to_le_bytes());
+            file.extend(value.to_le_bytes());
+        }
+        text(&mut file, SPLIT_TENSORS);
+        file.extend(5_u32.to_le_bytes());
+        file.extend(total.to_le_bytes());
+        for (i, name) in names.iter().enumerate() {
+            text(&mut file, name);
+            file.extend(1_u32.to_le_bytes());
+            file.extend(32_u64.to_le_bytes());
+            file.extend(0_u32.to_le_bytes());
+            file.extend((i as u64 * 128).to_le_bytes());
+        }
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.resize(file.len() + 128 * names.len(), 0);
+        file
+    }
+
+    #[test]
+    fn all_parts_of_a_split_model_are_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |number: u16| folder.path().join(format!("x-{number:05}-of-00002.gguf"));
+        let put =
+            |number: u16, bytes: Vec<u8>| std::fs::write(path(number), bytes).expect("a file");
+        let open = |number: u16| {
+            let opened = Weights::open_gguf(&path(number));
+            opened.map(|(_, weights)| {
+                let mut names: Vec<String> = weights.names().map(str::to_owned).collect();
+                names.sort();
+                names.join(" ")
+            })
+        };
+        let refused = |number: u16| open(number).expect_err("a broken set").to_string();
+        put(1, part(0, 2, 3, &["a", "b"]));
+        put(2, part(1, 2, 3, &["c"]));
+        assert_eq!(open(1).expect("both parts"), "a b c");
+        assert!(refused(2).contains("give the first one"), "{}", refused(2));
+        put(2, part(1, 2, 3, &["b"]));
+        assert!(
+            refused(1).contains("`b` stands in another part too"),
+            "{}",
+            refused(1)
+        );
+        put(2, part(1, 2, 3, &["c", "d"]));
+        assert!(
+            refused(1).contains("promises 3 tensors, and its 2 parts hold 4"),
+            "{}",
+            refused(1)
+        );
+        put(2, part(1, 3, 3, &["c"]));
+        assert!(refused(1).contains("is not part 2 of 2"), "{}", refused(1));
+        std::fs::remove_file(path(2)).expect("removed");
+        assert!(
+            refused(1).contains("x-00002-of-00002.gguf"),
+            "{}",
+            refused(1)
+        );
+    }
 }

@@ -93,7 +93,7 @@ fn every_frozen_case_agrees_with_transformers() {
         })
         .collect();
     names.sort();
-    assert!(names.len() >= 16, "{names:?}");
+    assert!(names.len() >= 18, "{names:?}");
     for name in names {
         check(
             &name,
@@ -112,7 +112,12 @@ fn every_tier_agrees_with_transformers() {
         .into_iter()
         .filter(|tier| tier.is_available())
     {
-        for name in ["qwen3-tied", "llama-gguf-q5_k"] {
+        for name in [
+            "qwen3-tied",
+            "llama-gguf-q5_0",
+            "llama-gguf-q5_k",
+            "qwen2-gguf-q3_k",
+        ] {
             check(
                 name,
                 Setup {

@@ -22,6 +22,8 @@ FILE_TYPES = {
     QuantType.BF16: gguf.LlamaFileType.MOSTLY_BF16,
     QuantType.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
     QuantType.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0,
+    QuantType.Q5_0: gguf.LlamaFileType.MOSTLY_Q5_0,
+    QuantType.Q3_K: gguf.LlamaFileType.MOSTLY_Q3_K_M,
     QuantType.Q4_K: gguf.LlamaFileType.MOSTLY_Q4_K_M,
     QuantType.Q5_K: gguf.LlamaFileType.MOSTLY_Q5_K_M,
     QuantType.Q6_K: gguf.LlamaFileType.MOSTLY_Q6_K,

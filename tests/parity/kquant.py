@@ -24,6 +24,39 @@ def quantize(rows: np.ndarray, kind: QuantType) -> np.ndarray:
     return encode(blocks).reshape(*rows.shape[:-1], -1)
 
 
+def encode_q2_k(blocks: np.ndarray) -> np.ndarray:
+    """Sixteen sub-blocks of 16 values, `d * scale * code - dmin * min`, both factors of 4 bits."""
+    subs = blocks.reshape(-1, 16, 16)
+    lowest = np.minimum(subs.min(-1), 0)
+    unit, scales = small_scales((subs.max(-1).clip(min=0) - lowest) / 3, 15)
+    min_unit, mins = small_scales(-lowest, 15)
+    step = unit.astype(np.float32) * scales
+    offset = min_unit.astype(np.float32) * mins
+    codes = np.rint(divide(subs + offset[..., None], step[..., None])).clip(0, 3).astype(np.uint8)
+    return np.concatenate(
+        [scales | (mins << 4), pack_pairs(codes), unit.view(np.uint8), min_unit.view(np.uint8)], axis=-1
+    )
+
+
+def encode_q3_k(blocks: np.ndarray) -> np.ndarray:
+    """Sixteen sub-blocks of 16 values, each `d * scale * (code - 4)` with a signed scale of 6 bits."""
+    subs = blocks.reshape(-1, 16, 16)
+    extreme = np.take_along_axis(subs, np.abs(subs).argmax(-1, keepdims=True), axis=-1)
+    wanted = -extreme[..., 0] / 4
+    unit = (np.abs(wanted).max(-1, keepdims=True) / 31).astype(np.float16)
+    scales = np.rint(divide(wanted, unit)).clip(-32, 31).astype(np.int8)
+    step = unit.astype(np.float32) * scales
+    codes = (np.rint(divide(subs, step[..., None])).clip(-4, 3).astype(np.int8) + 4).astype(np.uint8)
+    # The third bit of weight `l` of the quarter `q` of the 256 that are cut in eight is bit `q` of byte `l`.
+    eighths = np.arange(8, dtype=np.uint8).reshape(1, 8, 1)
+    high = np.bitwise_or.reduce((codes.reshape(-1, 8, 32) >> 2) << eighths, axis=1)
+    stored = (scales + 32).astype(np.uint8)
+    low = (stored[:, :8] & 0x0F) | ((stored[:, 8:] & 0x0F) << 4)
+    fourths = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 4, 1)
+    top = np.bitwise_or.reduce((stored.reshape(-1, 4, 4) >> 4) << fourths, axis=1)
+    return np.concatenate([high, pack_pairs(codes & 3), low, top, unit.view(np.uint8)], axis=-1)
+
+
 def encode_q4_k(blocks: np.ndarray) -> np.ndarray:
     header, codes = affine_codes(blocks, levels=15)
     return np.concatenate([header, pack_nibble_pairs(codes)], axis=-1)
@@ -61,8 +94,8 @@ def affine_codes(blocks: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarra
     """Header bytes and codes of eight sub-blocks of 32 values, `d * scale * code - dmin * min`."""
     subs = blocks.reshape(-1, 8, 32)
     lowest = np.minimum(subs.min(-1), 0)
-    unit, scales = six_bit_scales((subs.max(-1).clip(min=0) - lowest) / levels)
-    min_unit, mins = six_bit_scales(-lowest)
+    unit, scales = small_scales((subs.max(-1).clip(min=0) - lowest) / levels, MAX_SCALE_6BIT)
+    min_unit, mins = small_scales(-lowest, MAX_SCALE_6BIT)
     step = unit.astype(np.float32) * scales
     offset = min_unit.astype(np.float32) * mins
     codes = divide(subs + offset[..., None], step[..., None])
@@ -71,11 +104,18 @@ def affine_codes(blocks: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(header, axis=-1), codes
 
 
-def six_bit_scales(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A float16 unit per super-block and the multiples of it nearest to `wanted`."""
-    unit = (wanted.max(-1, keepdims=True) / MAX_SCALE_6BIT).astype(np.float16)
-    multiples = np.rint(divide(wanted, unit)).clip(0, MAX_SCALE_6BIT)
+def small_scales(wanted: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """A float16 unit per super-block and the multiples of it nearest to `wanted`, `most` at most."""
+    unit = (wanted.max(-1, keepdims=True) / most).astype(np.float16)
+    multiples = np.rint(divide(wanted, unit)).clip(0, most)
     return unit, multiples.astype(np.uint8)
+
+
+def pack_pairs(codes: np.ndarray) -> np.ndarray:
+    """256 codes of two bits: of each 128 the four quarters share 32 bytes, quarter `q` in bits `2q`."""
+    quarters = codes.reshape(-1, 2, 4, 32)
+    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 4, 1)
+    return np.bitwise_or.reduce(quarters << shifts, axis=2).reshape(len(quarters), -1)
 
 
 def pack_six_bit(scales: np.ndarray, mins: np.ndarray) -> np.ndarray:
@@ -98,6 +138,8 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 K_ENCODERS: dict[QuantType, Callable[[np.ndarray], np.ndarray]] = {
+    QuantType.Q2_K: encode_q2_k,
+    QuantType.Q3_K: encode_q3_k,
     QuantType.Q4_K: encode_q4_k,
     QuantType.Q5_K: encode_q5_k,
     QuantType.Q6_K: encode_q6_k,

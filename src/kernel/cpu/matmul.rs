@@ -11,7 +11,9 @@
 
 use super::lanes::{self, Kernel, LANES, Lanes};
 use super::pool::{Pool, Scratch, SharedMut};
-use super::unpack::{self, Bf16, F16, F32, Q4_0, Q4K, Q5K, Q6K, Q8_0, Unpack};
+use super::unpack::{
+    self, Bf16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Unpack,
+};
 use super::{Format, MatrixView, Tier};
 
 /// Fewest output columns that one thread claims at a time.
@@ -102,7 +104,12 @@ impl Kernel for Product<'_> {
             Format::F16 => self.typed::<L, F16>(),
             Format::Bf16 => self.typed::<L, Bf16>(),
             Format::Q4_0 => self.typed::<L, Q4_0>(),
+            Format::Q4_1 => self.typed::<L, Q4_1>(),
+            Format::Q5_0 => self.typed::<L, Q5_0>(),
+            Format::Q5_1 => self.typed::<L, Q5_1>(),
             Format::Q8_0 => self.typed::<L, Q8_0>(),
+            Format::Q2K => self.typed::<L, Q2K>(),
+            Format::Q3K => self.typed::<L, Q3K>(),
             Format::Q4K => self.typed::<L, Q4K>(),
             Format::Q5K => self.typed::<L, Q5K>(),
             Format::Q6K => self.typed::<L, Q6K>(),
@@ -375,7 +382,12 @@ impl Kernel for Lookup<'_> {
             Format::F16 => unpack::row::<L, F16, false>(from, k, to),
             Format::Bf16 => unpack::row::<L, Bf16, false>(from, k, to),
             Format::Q4_0 => unpack::row::<L, Q4_0, false>(from, k, to),
+            Format::Q4_1 => unpack::row::<L, Q4_1, false>(from, k, to),
+            Format::Q5_0 => unpack::row::<L, Q5_0, false>(from, k, to),
+            Format::Q5_1 => unpack::row::<L, Q5_1, false>(from, k, to),
             Format::Q8_0 => unpack::row::<L, Q8_0, false>(from, k, to),
+            Format::Q2K => unpack::row::<L, Q2K, false>(from, k, to),
+            Format::Q3K => unpack::row::<L, Q3K, false>(from, k, to),
             Format::Q4K => unpack::row::<L, Q4K, false>(from, k, to),
             Format::Q5K => unpack::row::<L, Q5K, false>(from, k, to),
             Format::Q6K => unpack::row::<L, Q6K, false>(from, k, to),

@@ -3,7 +3,8 @@
 use std::num::NonZeroUsize;
 
 use candle_core::quantized::k_quants::{
-    BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, GgmlType,
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K,
+    BlockQ8_0, GgmlType,
 };
 
 use super::*;
@@ -57,8 +58,10 @@ impl Random {
                     block = half::bf16::from_f32(self.float()).to_le_bytes().to_vec();
                     &[]
                 }
-                Format::Q4_0 | Format::Q8_0 => &[0],
-                Format::Q4K | Format::Q5K => &[0, 2],
+                Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => &[0],
+                Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+                Format::Q2K => &[80, 82],
+                Format::Q3K => &[108],
                 Format::Q6K => &[208],
             };
             for &at in scales {
@@ -138,7 +141,12 @@ fn dequantisation_agrees_with_candle_bit_for_bit() {
     let mut random = Random(1);
     for format in [
         Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
         Format::Q8_0,
+        Format::Q2K,
+        Format::Q3K,
         Format::Q4K,
         Format::Q5K,
         Format::Q6K,
@@ -147,7 +155,12 @@ fn dequantisation_agrees_with_candle_bit_for_bit() {
         let bytes = &random.weights(format, n, k)[1..];
         let expected = match format {
             Format::Q4_0 => candle::<BlockQ4_0>(bytes),
+            Format::Q4_1 => candle::<BlockQ4_1>(bytes),
+            Format::Q5_0 => candle::<BlockQ5_0>(bytes),
+            Format::Q5_1 => candle::<BlockQ5_1>(bytes),
             Format::Q8_0 => candle::<BlockQ8_0>(bytes),
+            Format::Q2K => candle::<BlockQ2K>(bytes),
+            Format::Q3K => candle::<BlockQ3K>(bytes),
             Format::Q4K => candle::<BlockQ4K>(bytes),
             Format::Q5K => candle::<BlockQ5K>(bytes),
             _ => candle::<BlockQ6K>(bytes),

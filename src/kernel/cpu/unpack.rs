@@ -134,6 +134,88 @@ impl Unpack for Q4_0 {
     }
 }
 
+/// f16 scale, f16 minimum, then halves as in [`Q4_0`].
+pub(super) struct Q4_1;
+
+impl Unpack for Q4_1 {
+    const LEN: usize = 32;
+    const BYTES: usize = 20;
+    type Head = ();
+    type Group<L: Lanes> = [L; 2];
+
+    #[inline(always)]
+    unsafe fn head<L: Lanes>(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, (): &(), _: usize) -> [L; 2] {
+        let levels = L::levels(L::splat_f16(block), L::splat_f16(block.add(2)));
+        let codes = L::codes(block.add(4));
+        [L::low_levels(levels, codes), L::high_levels(levels, codes)]
+    }
+}
+
+/// Thirty-two weights of which `from` has four bytes of fifth bits, weight `i`'s in bit `i`, then halves as in [`Q4_0`].
+#[inline(always)]
+unsafe fn five_bits<L: Lanes>(from: *const u8, scale: L, offset: L) -> [L; 2] {
+    /// Eight bits as eight bytes.
+    fn spread(bits: u8) -> u64 {
+        let each = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        (each + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101
+    }
+    let fifth = from
+        .cast::<[u8; 4]>()
+        .read()
+        .map(|bits| spread(bits).to_le_bytes());
+    let codes = L::codes(from.add(4));
+    let weights = |shift: u32, fifth: *const u8| {
+        let code = L::join(L::bits(codes, shift, 15), L::codes(fifth));
+        L::from_codes(code).mul_add(scale, offset)
+    };
+    let fifth = fifth.as_ptr().cast::<u8>();
+    [weights(0, fifth), weights(4, fifth.add(LANES))]
+}
+
+/// f16 scale, then [`five_bits`]; 16 stands for zero.
+pub(super) struct Q5_0;
+
+impl Unpack for Q5_0 {
+    const LEN: usize = 32;
+    const BYTES: usize = 22;
+    type Head = ();
+    type Group<L: Lanes> = [L; 2];
+
+    #[inline(always)]
+    unsafe fn head<L: Lanes>(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, (): &(), _: usize) -> [L; 2] {
+        let scale = L::splat_f16(block);
+        five_bits(block.add(2), scale, scale.mul(L::splat(-16.0)))
+    }
+}
+
+/// f16 scale, f16 minimum, then [`five_bits`].
+pub(super) struct Q5_1;
+
+impl Unpack for Q5_1 {
+    const LEN: usize = 32;
+    const BYTES: usize = 24;
+    type Head = ();
+    type Group<L: Lanes> = [L; 2];
+
+    #[inline(always)]
+    unsafe fn head<L: Lanes>(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, (): &(), _: usize) -> [L; 2] {
+        five_bits(
+            block.add(4),
+            L::splat_f16(block),
+            L::splat_f16(block.add(2)),
+        )
+    }
+}
+
 /// f16 scale, then 32 signed bytes.
 pub(super) struct Q8_0;
 
@@ -275,11 +357,116 @@ impl Unpack for Q5K {
     }
 }
 
-/// Scales of the sixteen runs of a Q6_K block, and what to add after multiplying.
+/// Scales of the sixteen runs of a Q2_K, Q3_K or Q6_K block, and what to add after multiplying.
 #[derive(Clone, Copy)]
-pub(super) struct Centred {
+pub(super) struct Runs {
     scales: [f32; LANES],
     offsets: [f32; LANES],
+}
+
+impl Runs {
+    #[inline(always)]
+    unsafe fn new<L: Lanes>(scales: L, offsets: L) -> Self {
+        let mut runs = Self {
+            scales: [0.0; LANES],
+            offsets: [0.0; LANES],
+        };
+        scales.store(runs.scales.as_mut_ptr());
+        offsets.store(runs.offsets.as_mut_ptr());
+        runs
+    }
+
+    /// Scale and offset of one of the sixteen.
+    #[inline(always)]
+    unsafe fn of<L: Lanes>(&self, run: usize) -> (L, L) {
+        (
+            L::splat(*self.scales.get_unchecked(run)),
+            L::splat(*self.offsets.get_unchecked(run)),
+        )
+    }
+}
+
+/// Sixteen bytes of scales (low halves) and minima (high ones), 64 bytes of weights, f16 factors of either.
+///
+/// Each half of the block is 128 weights in four quarters, of which quarter `q` has bits `2q` of 32 bytes that all share.
+pub(super) struct Q2K;
+
+impl Unpack for Q2K {
+    const LEN: usize = 256;
+    const BYTES: usize = 84;
+    const GROUPS: usize = 2;
+    type Head = Runs;
+    type Group<L: Lanes> = [L; 8];
+
+    #[inline(always)]
+    unsafe fn head<L: Lanes>(block: *const u8) -> Runs {
+        let codes = L::codes(block);
+        let (d, dmin) = (L::splat_f16(block.add(80)), L::splat_f16(block.add(82)));
+        Runs::new(
+            L::from_codes(L::bits(codes, 0, 15)).mul(d),
+            L::from_codes(L::bits(codes, 4, 15)).mul(dmin.mul(L::splat(-1.0))),
+        )
+    }
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, head: &Runs, group: usize) -> [L; 8] {
+        let mut weights = [L::splat(0.0); 8];
+        for (i, weight) in weights.iter_mut().enumerate() {
+            let (quarter, part) = (i / 2, i % 2 * LANES);
+            let codes = L::codes(block.add(16 + group * 32 + part));
+            let (scale, offset) = head.of::<L>(group * 8 + i);
+            *weight = L::from_codes(L::bits(codes, (quarter * 2) as u32, 3)).mul_add(scale, offset);
+        }
+        weights
+    }
+}
+
+/// 32 bytes of third bits, 64 of lower pairs as in [`Q2K`], twelve of sixteen 6-bit scales, f16 factor; 4 stands for zero,
+/// and 32 for a scale of zero. The third bit of weight `l` of quarter `q` is bit `4 * half + q` of byte `l`.
+pub(super) struct Q3K;
+
+impl Unpack for Q3K {
+    const LEN: usize = 256;
+    const BYTES: usize = 110;
+    const GROUPS: usize = 2;
+    type Head = Runs;
+    type Group<L: Lanes> = [L; 8];
+
+    #[inline(always)]
+    unsafe fn head<L: Lanes>(block: *const u8) -> Runs {
+        const LOW: u32 = 0x0f0f_0f0f;
+        const TOP: u32 = 0x0303_0303;
+        let [a, b, c] = block
+            .add(96)
+            .cast::<[u32; 3]>()
+            .read_unaligned()
+            .map(u32::from_le);
+        let packed = [
+            a & LOW | (c & TOP) << 4,
+            b & LOW | (c >> 2 & TOP) << 4,
+            a >> 4 & LOW | (c >> 4 & TOP) << 4,
+            b >> 4 & LOW | (c >> 6 & TOP) << 4,
+        ]
+        .map(u32::to_le);
+        let scales = L::from_codes(L::codes(packed.as_ptr().cast()));
+        let scales = scales.sub(L::splat(32.0)).mul(L::splat_f16(block.add(108)));
+        Runs::new(scales, scales.mul(L::splat(-4.0)))
+    }
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, head: &Runs, group: usize) -> [L; 8] {
+        let mut weights = [L::splat(0.0); 8];
+        for (i, weight) in weights.iter_mut().enumerate() {
+            let (quarter, part) = (i / 2, i % 2 * LANES);
+            let low = L::codes(block.add(32 + group * 32 + part));
+            let high = L::codes(block.add(part));
+            let low = L::from_codes(L::bits(low, (quarter * 2) as u32, 3));
+            let high = L::from_codes(L::bits(high, (group * 4 + quarter) as u32, 1));
+            let (scale, offset) = head.of::<L>(group * 8 + i);
+            *weight = high.mul_add(L::splat(4.0), low).mul_add(scale, offset);
+        }
+        weights
+    }
 }
 
 /// 128 bytes of low halves, 64 of upper bit pairs, 16 signed scales (one per 16 weights), f16 factor; 32 stands for zero.
@@ -292,23 +479,17 @@ impl Unpack for Q6K {
     const LEN: usize = 256;
     const BYTES: usize = 210;
     const GROUPS: usize = 2;
-    type Head = Centred;
+    type Head = Runs;
     type Group<L: Lanes> = [L; 8];
 
     #[inline(always)]
-    unsafe fn head<L: Lanes>(block: *const u8) -> Centred {
+    unsafe fn head<L: Lanes>(block: *const u8) -> Runs {
         let scales = L::load_i8(block.add(192)).mul(L::splat_f16(block.add(208)));
-        let mut head = Centred {
-            scales: [0.0; LANES],
-            offsets: [0.0; LANES],
-        };
-        scales.store(head.scales.as_mut_ptr());
-        scales.mul(L::splat(-32.0)).store(head.offsets.as_mut_ptr());
-        head
+        Runs::new(scales, scales.mul(L::splat(-32.0)))
     }
 
     #[inline(always)]
-    unsafe fn group<L: Lanes>(block: *const u8, head: &Centred, group: usize) -> [L; 8] {
+    unsafe fn group<L: Lanes>(block: *const u8, head: &Runs, group: usize) -> [L; 8] {
         let mut weights = [L::splat(0.0); 8];
         for (i, weight) in weights.iter_mut().enumerate() {
             let (quarter, part) = (i / 2, i % 2 * LANES);
@@ -316,8 +497,7 @@ impl Unpack for Q6K {
             let high = L::codes(block.add(128 + group * 32 + part));
             let low = L::bits(low, (quarter / 2 * 4) as u32, 15);
             let high = L::bits(high, (quarter * 2) as u32, 3);
-            let scale = L::splat(*head.scales.get_unchecked(group * 8 + i));
-            let offset = L::splat(*head.offsets.get_unchecked(group * 8 + i));
+            let (scale, offset) = head.of::<L>(group * 8 + i);
             *weight = L::from_codes(L::join(low, high)).mul_add(scale, offset);
         }
         weights

@@ -58,7 +58,7 @@ fn sound_models_pass() {
 #[test]
 fn absent_and_empty_folders_are_named() {
     assert_refused("/no/such/model", &["/no/such/model"]);
-    assert_refused("org/name-on-a-hub", &["org/name-on-a-hub"]);
+    assert_refused("org/name-on-a-hub", &["no place to keep models", "HF_HOME"]);
     assert_copy_refused(&Copy::of(""), &["config.json"]);
 }
 
