@@ -43,7 +43,7 @@ pub struct RawConfig {
     pub revision: Option<String>,
 
     /// Folder where models of the hub are kept [default: where huggingface_hub keeps them: HF_HUB_CACHE, HF_HOME/hub, ~/.cache/huggingface/hub]
-    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER")]
     pub huggingface_hub_cache: Option<PathBuf>,
 
     /// Float type to hold weights in: float32, float16, bfloat16 [default: as stored]

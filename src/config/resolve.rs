@@ -18,8 +18,8 @@ use super::platform::{Platform, is_route};
 use super::raw::{RawConfig, TgiOnly};
 use super::{ConfigError, Machine, keys};
 use crate::api::{ApiKey, Compat, Key, ReasoningFormat};
-use crate::hub::catalogue::{self, Named};
-use crate::hub::{self, HubError, HubSettings, ModelName};
+use crate::hub::catalogue::{self, AUTO, Named};
+use crate::hub::{HubSettings, ModelName};
 use crate::model::{BLOCK_TOKENS, FloatType, Tier};
 use crate::telemetry::LogSettings;
 use crate::{dispatch, egress, engine, remote, route};
@@ -181,8 +181,6 @@ const MOST_CONNECTIONS: usize = 1 << 20;
 const DEFAULT_STEP_TOKENS: usize = 128;
 /// The `model_id` of a server that computes nothing itself.
 const NO_MODEL: &str = "none";
-/// The `model_id` of whatever model of the catalogue fits this machine.
-const AUTO: &str = "auto";
 
 impl Settings {
     /// Resolves what does not depend on the model.
@@ -300,7 +298,7 @@ impl Settings {
                 let variable =
                     |name: &str| variables.get(name).map(|value| value.expose().to_owned());
                 let offline = offline.unwrap_or(false);
-                let hub = || HubSettings::from_variables(variable, huggingface_hub_cache, offline);
+                let hub = HubSettings::from_variables(variable, huggingface_hub_cache, offline);
                 let free = machine.available_memory_bytes as u64;
                 model_source(&id, revision.take(), hub, free).unwrap_or_else(|fault| {
                     faults.add(fault);
@@ -652,7 +650,7 @@ fn tgi_only_faults(tgi_only: &TgiOnly, faults: &mut Faults) -> Vec<String> {
 fn model_source(
     id: &str,
     revision: Option<String>,
-    hub: impl FnOnce() -> Result<HubSettings, HubError>,
+    hub: HubSettings,
     free_bytes: u64,
 ) -> Result<ModelSource, String> {
     let path = PathBuf::from(id);
@@ -665,13 +663,8 @@ fn model_source(
             }
         };
     }
-    let words = |error: HubError| error.to_string();
-    let hub = hub().map_err(words)?;
     let named = if id == AUTO {
-        // Offline only what is here can be had.
-        catalogue::choose(free_bytes, |named| {
-            !hub.offline || hub::find(&hub, &named.model, named.revision.as_deref()).is_ok()
-        })
+        catalogue::choose_for(&hub, free_bytes)
     } else {
         catalogue::named(id)
     };
@@ -679,7 +672,7 @@ fn model_source(
         model: name,
         revision: own,
         why,
-    } = named.map_err(words)?;
+    } = named.map_err(|error| error.to_string())?;
     Ok(ModelSource::Hub(HubModel {
         name,
         revision: revision.or(own),

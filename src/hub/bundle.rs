@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tar::{Archive, Builder, Entry, EntryType, Header};
 
-use super::cache::{Cache, Holding, is_commit, make_parent};
-use super::download::{ContentHash, disk_full, free_bytes, hex};
+use super::cache::{Cache, Holding, MAIN, beside, is_commit, make_parent};
+use super::download::{ContentHash, disk_full, free_bytes, hex, is_there};
 use super::error::HubError;
 use super::name::{ModelName, is_relative};
 use super::progress::Progress;
@@ -49,8 +49,8 @@ pub struct BundledModel {
     pub refs: Vec<String>,
     /// Its files.
     pub files: Vec<BundledFile>,
-    /// Optional files that the commit is known not to have.
-    pub absent: Vec<String>,
+    /// The names of all files of the commit, as far as they are known.
+    pub listing: Vec<String>,
 }
 
 /// One file of a model.
@@ -105,7 +105,7 @@ impl Contents {
             let sound = repo.is_ok_and(|name| name.tag().is_none())
                 && is_commit(&model.commit)
                 && model.refs.iter().all(|name| is_relative(name))
-                && model.absent.iter().all(|path| is_relative(path))
+                && model.listing.iter().all(|path| is_relative(path))
                 && model.files.iter().all(|file| {
                     is_relative(&file.path) && is_name(&file.etag) && is_hash(&file.sha256)
                 });
@@ -115,6 +115,15 @@ impl Contents {
                     model.repo
                 ));
             }
+        }
+        let parts = self.parts();
+        let one_size =
+            |files: &&Vec<&BundledFile>| files.iter().all(|file| file.size == files[0].size);
+        let total = parts
+            .values()
+            .try_fold(0_u64, |total, files| total.checked_add(files[0].size));
+        if total.is_none() || !parts.values().all(|files| one_size(&files)) {
+            return Err("its description gives sizes that cannot be".to_owned());
         }
         Ok(())
     }
@@ -189,7 +198,7 @@ fn describe(
     progress: &Progress,
 ) -> Result<BundledModel, HubError> {
     let repo = name.repo();
-    let revision = revision.unwrap_or("main");
+    let revision = revision.unwrap_or(MAIN);
     let too_little = |missing: String| HubError::NothingToServe {
         repo: repo.to_owned(),
         problem: format!(
@@ -245,12 +254,9 @@ fn describe(
         .flat_map(|known| known.refs)
         .collect();
     refs.dedup();
-    let absent = super::selection::OPTIONAL
-        .iter()
-        .filter(|file| cache.is_absent(repo, &commit, file));
     Ok(BundledModel {
         repo: repo.to_owned(),
-        absent: absent.map(|&file| file.to_owned()).collect(),
+        listing: cache.listing(repo, &commit).unwrap_or_default(),
         commit,
         refs,
         files,
@@ -272,8 +278,9 @@ pub fn import(cache: &Cache, path: &Path) -> Result<Contents, HubError> {
         .models
         .iter()
         .flat_map(|model| model.files.iter().map(move |file| (model, file)));
-    let new = files.filter(|(model, file)| !cache.blob(&model.repo, &file.etag).exists());
-    let needed: u64 = new.map(|(_, file)| file.size).sum();
+    let new =
+        files.filter(|(model, file)| !is_there(&cache.blob(&model.repo, &file.etag), file.size));
+    let needed = new.fold(0_u64, |needed, (_, file)| needed.saturating_add(file.size));
     if free_bytes(cache.root()).is_some_and(|free| free < needed) {
         return Err(disk_full(&cache.root().join("x"), needed));
     }
@@ -331,26 +338,33 @@ struct Target {
     blob: PathBuf,
 }
 
+impl Drop for Target {
+    /// What did not come to its end is of no use to anybody.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.beside);
+    }
+}
+
 impl Writer<'_> {
     fn begin(&mut self, sha256: &str) -> Result<(), HubError> {
         if self.part.as_deref() == Some(sha256) {
             return Ok(());
         }
         let models = self.contents.models.iter();
-        let mut names: Vec<(&str, &str)> = models
+        let mut names: Vec<(&str, &str, u64)> = models
             .flat_map(|model| model.files.iter().map(|file| (model.repo.as_str(), file)))
             .filter(|(_, file)| file.sha256 == sha256)
-            .map(|(repo, file)| (repo, file.etag.as_str()))
+            .map(|(repo, file)| (repo, file.etag.as_str(), file.size))
             .collect();
         names.sort_unstable();
         names.dedup();
         self.open.clear();
-        for (repo, etag) in names {
+        for (repo, etag, size) in names {
             let blob = self.cache.blob(repo, etag);
-            if blob.exists() {
+            if is_there(&blob, size) {
                 continue;
             }
-            let beside = blob.with_file_name(format!("{etag}.{}.incomplete", std::process::id()));
+            let beside = beside(&blob);
             make_parent(&beside)?;
             let file = File::create(&beside).map_err(HubError::io(&beside))?;
             self.open.push(Target { file, beside, blob });
@@ -380,9 +394,10 @@ impl Parts for Writer<'_> {
 
     fn end(&mut self, sha256: &str) -> Result<(), HubError> {
         self.begin(sha256)?;
-        for Target { file, beside, blob } in self.open.drain(..) {
-            file.sync_all().map_err(HubError::io(&beside))?;
-            fs::rename(&beside, &blob).map_err(HubError::io(&blob))?;
+        for target in self.open.drain(..) {
+            let Target { file, beside, blob } = &target;
+            file.sync_all().map_err(HubError::io(beside))?;
+            fs::rename(beside, blob).map_err(HubError::io(blob))?;
         }
         Ok(())
     }
@@ -393,8 +408,8 @@ fn finish(cache: &Cache, model: &BundledModel) -> Result<(), HubError> {
     for file in &model.files {
         cache.place(&model.repo, &model.commit, &file.path, &file.etag)?;
     }
-    for path in &model.absent {
-        cache.set_absent(&model.repo, &model.commit, path)?;
+    if !model.listing.is_empty() {
+        cache.set_listing(&model.repo, &model.commit, &model.listing)?;
     }
     for name in &model.refs {
         cache.set_ref(&model.repo, name, &model.commit)?;
@@ -439,7 +454,8 @@ fn read(
     mut seen: impl FnMut(u64),
 ) -> Result<Contents, Stop> {
     let mut archive = Archive::new(BufReader::with_capacity(BUFFER, source));
-    let mut entries = archive.entries().map_err(Stop::broken)?;
+    // As they are: names too long for a plain head belong to no bundle.
+    let mut entries = archive.entries().map_err(Stop::broken)?.raw(true);
     let text = small(entries.next(), DESCRIPTION)?;
     let digest = small(entries.next(), DIGEST)?;
     if digest != format!("{}\n", hex(&Sha256::digest(&text))).as_bytes() {
@@ -475,6 +491,9 @@ fn read(
             hash.update(bytes);
             names.iter_mut().for_each(|(_, hash)| hash.update(bytes));
             size += count as u64;
+            if size > file.size {
+                return Err(format!("{} is damaged", file.path).into());
+            }
             parts.bytes(sha256, bytes).map_err(Stop::Taking)?;
             seen(passed + size);
         }

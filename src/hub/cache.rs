@@ -6,6 +6,7 @@
 //!   snapshots/<commit>/<file>        a relative link to the blob
 //!   refs/<branch or tag>             the commit it stood for when it was last asked
 //!   .no_exist/<commit>/<file>        what the commit is known not to have
+//!   .sconce/<commit>                 ours: the names of all its files, so that a name means the same offline
 //! .locks/models--org--name/<etag>.lock
 //! ```
 //!
@@ -78,12 +79,12 @@ impl CachedModel {
                 .map_or(0, |(_, size)| *size)
         };
         let models = every(&repo, &names).into_iter();
-        let whole = models.filter(|(_, selection)| {
-            let sharded = selection.small.iter().any(|file| file == INDEX);
-            !sharded
-                || shards_of(&self.path.join(INDEX))
-                    .iter()
-                    .all(|shard| names.contains(shard))
+        let whole = models.filter_map(|(tag, mut selection)| {
+            selection.read_index(&self.path.join(INDEX)).ok()?;
+            let whole = selection
+                .files()
+                .all(|file| names.iter().any(|known| known == file));
+            whole.then_some((tag, selection))
         });
         let servable = whole.map(|(tag, selection)| Servable {
             name: repo.with_tag(tag),
@@ -157,6 +158,38 @@ impl Cache {
         self.folder(repo).join("refs").join(revision)
     }
 
+    fn listing_file(&self, repo: &str, commit: &str) -> PathBuf {
+        self.folder(repo).join(".sconce").join(commit)
+    }
+
+    /// Notes the names of all files of a commit, and which optional ones it has not.
+    pub(super) fn set_listing(
+        &self,
+        repo: &str,
+        commit: &str,
+        files: &[String],
+    ) -> Result<(), HubError> {
+        write_whole(
+            &self.listing_file(repo, commit),
+            files.join("\n").as_bytes(),
+        )?;
+        let absent = OPTIONAL
+            .iter()
+            .filter(|&&file| !files.iter().any(|known| known == file));
+        for file in absent {
+            let path = self.absent_file(repo, commit, file);
+            make_parent(&path)?;
+            fs::write(&path, b"").map_err(HubError::io(&path))?;
+        }
+        Ok(())
+    }
+
+    /// The names of all files of a commit, if they are known.
+    pub(super) fn listing(&self, repo: &str, commit: &str) -> Option<Vec<String>> {
+        let text = fs::read_to_string(self.listing_file(repo, commit)).ok()?;
+        Some(text.lines().map(str::to_owned).collect())
+    }
+
     fn absent_file(&self, repo: &str, commit: &str, file: &str) -> PathBuf {
         self.folder(repo).join(".no_exist").join(commit).join(file)
     }
@@ -166,8 +199,19 @@ impl Cache {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
-        let text = fs::read_to_string(self.ref_file(repo, revision)).ok()?;
-        Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
+        if let Ok(text) = fs::read_to_string(self.ref_file(repo, revision)) {
+            return Some(text.trim().to_owned()).filter(|commit| is_commit(commit));
+        }
+        // The beginning of a commit's hash, as it is printed.
+        let is_hex = revision.len() >= 7 && revision.bytes().all(|b| b.is_ascii_hexdigit());
+        let mut begun = self.commits(repo).into_iter().map(|model| model.commit);
+        let mut begun = begun
+            .by_ref()
+            .filter(|commit| is_hex && commit.starts_with(revision));
+        match (begun.next(), begun.next()) {
+            (Some(commit), None) => Some(commit),
+            _ => None,
+        }
     }
 
     /// Notes which commit a revision stands for.
@@ -175,25 +219,10 @@ impl Cache {
         if is_commit(revision) || !is_relative(revision) {
             return Ok(());
         }
-        let path = self.ref_file(repo, revision);
-        let beside = path.with_file_name(format!(
-            "{}.{}.tmp",
-            revision.rsplit('/').next().unwrap_or(revision),
-            std::process::id()
-        ));
-        make_parent(&path)?;
-        fs::write(&beside, commit).map_err(HubError::io(&beside))?;
-        fs::rename(&beside, &path).map_err(HubError::io(&path))
+        write_whole(&self.ref_file(repo, revision), commit.as_bytes())
     }
 
-    /// Notes that a commit has no such file.
-    pub(super) fn set_absent(&self, repo: &str, commit: &str, file: &str) -> Result<(), HubError> {
-        let path = self.absent_file(repo, commit, file);
-        make_parent(&path)?;
-        fs::write(&path, b"").map_err(HubError::io(&path))
-    }
-
-    pub(super) fn is_absent(&self, repo: &str, commit: &str, file: &str) -> bool {
+    fn is_absent(&self, repo: &str, commit: &str, file: &str) -> bool {
         self.absent_file(repo, commit, file).exists()
     }
 
@@ -215,12 +244,21 @@ impl Cache {
         if fs::read_link(&pointer).is_ok_and(|present| present == target) {
             return Ok(());
         }
-        let beside = pointer.with_extension(format!("{}.tmp", std::process::id()));
-        let _ = fs::remove_file(&beside);
-        symlink(&target, &beside)
-            .or_else(|_| fs::hard_link(&blob, &beside))
-            .or_else(|_| fs::copy(&blob, &beside).map(|_| ()))
-            .map_err(HubError::io(&beside))?;
+        let beside = beside(&pointer);
+        match symlink(&target, &beside) {
+            Ok(()) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                fs::hard_link(&blob, &beside)
+                    .or_else(|_| fs::copy(&blob, &beside).map(|_| ()))
+                    .map_err(HubError::io(&beside))?;
+            }
+            Err(error) => return Err(HubError::io(&beside)(error)),
+        }
         fs::rename(&beside, &pointer).map_err(HubError::io(&pointer))
     }
 
@@ -236,32 +274,37 @@ impl Cache {
         files.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// How much of a model is here.
+    /// How much of a model is here. What a name means is decided by all files of the commit where they are known, and
+    /// otherwise by those that are here.
     pub(super) fn holding(&self, name: &ModelName, commit: &str) -> Holding {
-        let files = self.files(name.repo(), commit);
+        let repo = name.repo();
+        let files = self.files(repo, commit);
         if files.is_empty() {
             return Holding::TooLittle("none of its files is there".to_owned());
         }
-        let selection = match select(name, &files) {
-            Ok(selection) => selection,
-            Err(error) => return Holding::TooLittle(error.to_string()),
+        let listing = self.listing(repo, commit);
+        let selection =
+            select(name, listing.as_ref().unwrap_or(&files)).map_err(|error| error.to_string());
+        let selection = selection.and_then(|mut selection| {
+            selection.read_index(&self.snapshot(repo, commit).join(INDEX))?;
+            let missing = selection
+                .files()
+                .find(|file| !files.iter().any(|known| known == file));
+            let missing = missing.map(|missing| format!("{missing} is not there"));
+            missing.map_or(Ok(selection), Err)
+        });
+        let unknown = |file: &str| {
+            !files.iter().any(|known| known == file) && !self.is_absent(repo, commit, file)
         };
-        if selection.small.iter().any(|file| file == INDEX) {
-            let index = self.snapshot(name.repo(), commit).join(INDEX);
-            let missing = shards_of(&index)
-                .into_iter()
-                .find(|shard| !files.contains(shard));
-            if let Some(missing) = missing {
-                return Holding::TooLittle(format!("{missing} is not there"));
+        match selection {
+            Err(missing) => Holding::TooLittle(missing),
+            Ok(selection) if listing.is_some() => Holding::Whole(selection),
+            Ok(selection)
+                if selection.entry.is_some() || OPTIONAL.iter().any(|file| unknown(file)) =>
+            {
+                Holding::Enough(selection)
             }
-        }
-        let unknown = |file: &&&str| {
-            !files.iter().any(|known| known == **file) && !self.is_absent(name.repo(), commit, file)
-        };
-        if selection.entry.is_none() && OPTIONAL.iter().find(unknown).is_some() {
-            Holding::Enough(selection)
-        } else {
-            Holding::Whole(selection)
+            Ok(selection) => Holding::Whole(selection),
         }
     }
 
@@ -283,6 +326,8 @@ impl Cache {
             .open(&path);
         let file = file.map_err(HubError::io(&path))?;
         match file.try_lock() {
+            // Whoever removed the file in between left a lock that nobody else can see.
+            Ok(()) if !is_same(&file, &path) => Ok(None),
             Ok(()) => Ok(Some(Lock {
                 _file: file,
                 shared: false,
@@ -344,12 +389,13 @@ impl Cache {
 
     /// Removes a repository, or with a tag only that model's files, and returns the bytes that this freed.
     ///
-    /// Errors: it is not here, or cannot be removed.
+    /// Errors: it is not here, cannot be removed, or is being fetched.
     pub fn remove(&self, name: &ModelName) -> Result<u64, HubError> {
-        let folder = self.folder(name.repo());
+        let repo = name.repo();
+        let folder = self.folder(repo);
         if !folder.exists() {
             return Err(HubError::NothingToServe {
-                repo: name.repo().to_owned(),
+                repo: repo.to_owned(),
                 problem: format!(
                     "it is not in {}; `sconce list` says what is",
                     self.root.display()
@@ -357,41 +403,67 @@ impl Cache {
             });
         }
         let before = bytes_below(&folder.join("blobs"));
-        if name.tag().is_none() {
-            // Under a name that is no model's, so that what a crash leaves is never taken for one.
-            let gone = self.root.join(REMOVED);
-            let _ = fs::remove_dir_all(&gone);
-            fs::rename(&folder, &gone).map_err(HubError::io(&folder))?;
-            fs::remove_dir_all(&gone).map_err(HubError::io(&gone))?;
-            let _ = fs::remove_dir_all(self.root.join(".locks").join(folder_name(name.repo())));
-            return Ok(before);
+        if name.tag().is_some() {
+            self.remove_files(name)?;
+            return Ok(before.saturating_sub(bytes_below(&folder.join("blobs"))));
         }
-        let mut found = false;
-        for model in self.commits(name.repo()) {
-            let files: Vec<String> = model.files.iter().map(|(file, _)| file.clone()).collect();
-            let Ok(selection) = select(name, &files) else {
-                continue;
-            };
-            found = true;
-            for file in selection.files() {
-                let pointer = model.path.join(file);
-                fs::remove_file(&pointer).map_err(HubError::io(&pointer))?;
+        let blobs = fs::read_dir(folder.join("blobs"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let etags = blobs
+            .filter_map(|entry| Some(entry.file_name().to_str()?.split('.').next()?.to_owned()));
+        let _locks = self.lock_all(repo, etags)?;
+        // Under a name that is no model's, so that what a crash leaves is never taken for one.
+        for stale in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if stale
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with(REMOVED))
+            {
+                // Somebody else may be at it.
+                let _ = fs::remove_dir_all(stale.path());
             }
         }
-        if !found {
-            let files = self
-                .commits(name.repo())
-                .into_iter()
-                .flat_map(|model| model.files);
-            select(name, &files.map(|(file, _)| file).collect::<Vec<_>>())?;
-        }
-        self.sweep(name.repo())?;
-        Ok(before.saturating_sub(bytes_below(&folder.join("blobs"))))
+        let gone = self
+            .root
+            .join(format!("{REMOVED}{}", uuid::Uuid::new_v4().simple()));
+        fs::rename(&folder, &gone).map_err(HubError::io(&folder))?;
+        fs::remove_dir_all(&gone).map_err(HubError::io(&gone))?;
+        Ok(before)
     }
 
-    /// Removes blobs that no file points to any more.
-    fn sweep(&self, repo: &str) -> Result<(), HubError> {
-        let used: Vec<String> = self
+    /// Removes one model's files, and their contents unless other files have them too.
+    fn remove_files(&self, name: &ModelName) -> Result<(), HubError> {
+        let repo = name.repo();
+        let mut pointers = Vec::new();
+        for model in self.commits(repo) {
+            let here: Vec<String> = model.files.iter().map(|(file, _)| file.clone()).collect();
+            let listing = self.listing(repo, &model.commit);
+            let Ok(selection) = select(name, listing.as_ref().unwrap_or(&here)) else {
+                continue;
+            };
+            let files = selection
+                .files()
+                .filter(|file| here.iter().any(|known| known == file));
+            pointers.extend(files.map(|file| (model.commit.clone(), file.to_owned())));
+        }
+        if pointers.is_empty() {
+            let files = self.commits(repo).into_iter().flat_map(|model| model.files);
+            let files: Vec<String> = files.map(|(file, _)| file).collect();
+            select(name, &files)?;
+            return Ok(());
+        }
+        let etags = pointers
+            .iter()
+            .filter_map(|(commit, file)| self.etag(repo, commit, file));
+        let etags: Vec<String> = etags.collect();
+        let _locks = self.lock_all(repo, etags.iter().cloned())?;
+        for (commit, file) in &pointers {
+            let pointer = self.snapshot(repo, commit).join(file);
+            fs::remove_file(&pointer).map_err(HubError::io(&pointer))?;
+        }
+        let linked: Vec<String> = self
             .commits(repo)
             .into_iter()
             .flat_map(|model| {
@@ -402,26 +474,35 @@ impl Cache {
                 etags.flatten().collect::<Vec<_>>()
             })
             .collect();
-        let blobs = self.folder(repo).join("blobs");
-        let Ok(entries) = fs::read_dir(&blobs) else {
-            return Ok(());
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let unused = name
-                .to_str()
-                .is_some_and(|name| !used.iter().any(|etag| etag == name));
-            if unused {
-                let path = entry.path();
-                let removed = if path.is_dir() {
-                    fs::remove_dir_all(&path)
-                } else {
-                    fs::remove_file(&path)
-                };
-                removed.map_err(HubError::io(&path))?;
+        for etag in etags.iter().filter(|etag| !linked.contains(etag)) {
+            let blob = self.blob(repo, etag);
+            match fs::remove_file(&blob) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(HubError::io(&blob)(error));
+                }
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Errors: somebody else has one of them.
+    fn lock_all(
+        &self,
+        repo: &str,
+        etags: impl Iterator<Item = String>,
+    ) -> Result<Vec<Lock>, HubError> {
+        let mut etags: Vec<String> = etags.collect();
+        etags.sort();
+        etags.dedup();
+        let locks = etags.into_iter().map(|etag| {
+            let lock = self.try_lock(repo, &etag)?;
+            lock.ok_or_else(|| HubError::InUse {
+                repo: repo.to_owned(),
+                file: etag,
+            })
+        });
+        locks.collect()
     }
 }
 
@@ -484,19 +565,6 @@ fn read_refs(root: &Path) -> Vec<(String, String)> {
     refs
 }
 
-/// The files that an index of shards names.
-pub(super) fn shards_of(index: &Path) -> Vec<String> {
-    let text = fs::read(index).unwrap_or_default();
-    let index: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    let map = index["weight_map"].as_object().into_iter().flatten();
-    let mut shards: Vec<String> = map
-        .filter_map(|(_, file)| file.as_str().map(str::to_owned))
-        .collect();
-    shards.sort();
-    shards.dedup();
-    shards
-}
-
 fn bytes_below(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
@@ -505,8 +573,42 @@ fn bytes_below(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Where a repository goes on its way out.
-const REMOVED: &str = ".removed";
+/// The revision that stands where none is named.
+pub(super) const MAIN: &str = "main";
+/// How the name of a repository begins on its way out.
+const REMOVED: &str = ".removed-";
+
+/// A name beside a path that nobody else has.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    path.with_file_name(format!("{name}.{}.tmp", uuid::Uuid::new_v4().simple()))
+}
+
+/// Writes a small file so that it is never seen half.
+fn write_whole(path: &Path, text: &[u8]) -> Result<(), HubError> {
+    make_parent(path)?;
+    let beside = beside(path);
+    fs::write(&beside, text).map_err(HubError::io(&beside))?;
+    fs::rename(&beside, path).map_err(HubError::io(path))
+}
+
+/// Whether an open file is still the one of that name.
+#[cfg(unix)]
+pub(super) fn is_same(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let open = file.metadata().map(|facts| (facts.dev(), facts.ino()));
+    let named = fs::metadata(path).map(|facts| (facts.dev(), facts.ino()));
+    open.is_ok() && open.ok() == named.ok()
+}
+
+#[cfg(not(unix))]
+pub(super) fn is_same(_: &File, path: &Path) -> bool {
+    path.exists()
+}
 
 fn folder_name(repo: &str) -> String {
     format!("models--{}", repo.replace('/', "--"))
@@ -595,9 +697,8 @@ mod tests {
         assert_eq!(missing, "model-00002-of-00002.safetensors is not there");
         put(&cache, "model-00002-of-00002.safetensors", "e5", "y");
         assert!(matches!(cache.holding(&name, COMMIT), Holding::Enough(_)));
-        for file in OPTIONAL {
-            cache.set_absent("a/b", COMMIT, file).expect("a mark");
-        }
+        let files = cache.files("a/b", COMMIT);
+        cache.set_listing("a/b", COMMIT, &files).expect("a list");
         assert!(matches!(cache.holding(&name, COMMIT), Holding::Whole(_)));
     }
 
@@ -627,6 +728,52 @@ mod tests {
             .expect_err("gone");
         assert!(gone.to_string().contains("sconce list"), "{gone}");
         assert!(cache.models().expect("a folder").is_empty());
+    }
+
+    #[test]
+    fn a_name_means_what_the_whole_repository_makes_it_mean() {
+        let (_folder, cache) = cache();
+        put(&cache, "x-UD-Q4_K_M.gguf", "e1", "1234");
+        let name: ModelName = "a/b:Q4_K_M".parse().expect("a name");
+        // As long as nobody knows what else there is, it may be meant.
+        assert!(matches!(cache.holding(&name, COMMIT), Holding::Enough(_)));
+        let all = ["x-Q4_K_M.gguf", "x-UD-Q4_K_M.gguf"].map(str::to_owned);
+        cache.set_listing("a/b", COMMIT, &all).expect("a list");
+        assert!(matches!(
+            cache.holding(&name, COMMIT),
+            Holding::TooLittle(_)
+        ));
+        assert!(cache.remove(&name).is_ok_and(|freed| freed == 0));
+        assert_eq!(cache.files("a/b", COMMIT), ["x-UD-Q4_K_M.gguf"]);
+    }
+
+    #[test]
+    fn what_is_being_fetched_is_not_removed_and_beginnings_are_left_alone() {
+        let (_folder, cache) = cache();
+        put(&cache, "x-Q8_0.gguf", "e1", "1234");
+        fs::write(cache.partial("a/b", "e2"), "12").expect("a beginning");
+        let lock = cache.try_lock("a/b", "e2").expect("a lock");
+        let repo: ModelName = "a/b".parse().expect("a name");
+        let refused = cache.remove(&repo).expect_err("in use").to_string();
+        assert!(
+            refused.contains("another process is fetching e2 of `a/b`"),
+            "{refused}"
+        );
+        cache
+            .remove(&"a/b:Q8_0".parse().expect("a name"))
+            .expect("removed");
+        assert!(cache.partial("a/b", "e2").exists() && !cache.blob("a/b", "e1").exists());
+        drop(lock);
+        cache.remove(&repo).expect("removed");
+    }
+
+    #[test]
+    fn a_commit_may_be_named_by_its_beginning() {
+        let (_folder, cache) = cache();
+        put(&cache, "x-Q8_0.gguf", "e1", "1234");
+        assert_eq!(cache.commit("a/b", &COMMIT[..12]).as_deref(), Some(COMMIT));
+        assert_eq!(cache.commit("a/b", "0123"), None);
+        assert_eq!(cache.commit("a/b", "fedcba98"), None);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 use super::error::{HubError, size};
+use super::fetch::find;
 use super::name::ModelName;
+use super::settings::HubSettings;
 
 /// A model of the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -51,6 +53,8 @@ pub struct Variant {
     pub weight_bytes: u64,
 }
 
+/// The name of whatever model of the catalogue fits this machine.
+pub const AUTO: &str = "auto";
 /// Tokens of KV cache that memory needs are said for.
 pub const CONTEXT: u64 = 4096;
 
@@ -156,20 +160,31 @@ fn of_card(card: &Card, variant: &Variant, why: Option<String>) -> Result<Named,
     })
 }
 
+/// As [`choose`], of what the settings let be had: offline only what is in the cache.
+///
+/// Errors: as [`choose`].
+pub fn choose_for(settings: &HubSettings, free_bytes: u64) -> Result<Named, HubError> {
+    choose(free_bytes, |named| {
+        !settings.offline || find(settings, &named.model, named.revision.as_deref()).is_ok()
+    })
+}
+
 /// Chooses the most capable model of the catalogue for this machine: of those that may be had, the one with most
 /// parameters whose weights and KV cache take at most half of the memory that is free.
 ///
 /// Errors: none fits, or none may be had, with the numbers.
 pub fn choose(free_bytes: u64, may_be_had: impl Fn(&Named) -> bool) -> Result<Named, HubError> {
     let room = free_bytes / 2;
+    let mut fits = false;
     let mut larger: Option<(&Card, u64)> = None;
     for card in cards().iter().rev() {
-        for variant in &card.variants {
-            let need = card.memory_bytes(variant);
-            if need > room {
-                larger = Some((card, need));
-                continue;
-            }
+        let needs = card
+            .variants
+            .iter()
+            .map(|variant| (variant, card.memory_bytes(variant)));
+        let fitting = needs.clone().filter(|(_, need)| *need <= room);
+        for (variant, need) in fitting {
+            fits = true;
             let why = format!(
                 "`auto` takes {} in {}: {} of memory are free, and with a KV cache of {CONTEXT} tokens it needs {}{}",
                 card.title,
@@ -177,7 +192,7 @@ pub fn choose(free_bytes: u64, may_be_had: impl Fn(&Named) -> bool) -> Result<Na
                 size(free_bytes),
                 size(need),
                 larger.map_or_else(String::new, |(card, need)| format!(
-                    ", where {} would need {} and leave less than as much again",
+                    ", where {} would need {}, more than half of it",
                     card.title,
                     size(need)
                 )),
@@ -187,15 +202,22 @@ pub fn choose(free_bytes: u64, may_be_had: impl Fn(&Named) -> bool) -> Result<Na
                 return Ok(named);
             }
         }
+        let least = needs.map(|(_, need)| need).min();
+        if let Some(need) = least.filter(|need| *need > room) {
+            larger = Some((card, need));
+        }
     }
     let problem = match larger {
-        Some((card, need)) if card.name == cards()[0].name => {
-            format!("no model of the catalogue fits: {} of memory are free, and {} alone needs {}", size(free_bytes), card.title, size(need))
-        }
+        Some((card, need)) if !fits => format!(
+            "no model of the catalogue fits: {} of memory are free, half of it may be taken, and {} needs {}",
+            size(free_bytes),
+            card.title,
+            size(need)
+        ),
         _ => "no model of the catalogue that fits this machine is in the cache, and offline none can be fetched; `sconce list --available` names them".to_owned(),
     };
     Err(HubError::NothingToServe {
-        repo: "auto".to_owned(),
+        repo: AUTO.to_owned(),
         problem,
     })
 }
@@ -273,7 +295,7 @@ mod tests {
         );
         let small = choose(100 << 20, all).expect_err("none").to_string();
         assert!(
-            small.contains("100.00 MiB of memory are free, and SmolLM2 135M Instruct alone needs"),
+            small.contains("100.00 MiB of memory are free, half of it may be taken, and SmolLM2 135M Instruct needs"),
             "{small}"
         );
         let cached = |named: &Named| named.model.repo() == "Qwen/Qwen3-0.6B-GGUF";

@@ -1,22 +1,23 @@
 //! Asks the hub: which files a revision has, what each is called by its content, and for the bytes themselves.
 //!
-//! `hf-hub` speaks the API and Xet; plain files are fetched here, because it neither resumes nor checks them. The
-//! token is shown to the hub's own address only: redirects are followed by hand, and beyond it they go without.
+//! `hf-hub` asks what there is. Files are fetched here, over plain HTTP or by `hf-xet`, because `hf-hub` neither resumes
+//! nor checks them, and writes where the hub's answers say. The token is shown to the hub's own address only: redirects
+//! are followed by hand, and beyond it they go without.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-use hf_hub::{HFClient, HFClientBuilder, HFError, split_id};
+use hf_hub::{HFClient, HFError, split_id};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE, RETRY_AFTER,
 };
 use reqwest::{Method, Response, StatusCode};
+use serde::Deserialize;
 use url::Url;
+use xet::xet_session::{XetFileInfo, XetSessionBuilder};
 
-use super::cache::is_commit;
+use super::cache::{MAIN, is_commit};
 use super::error::HubError;
 use super::name::is_relative;
 use super::settings::HubSettings;
@@ -37,8 +38,8 @@ pub(super) struct FileFacts {
     /// Names the content: its SHA-256 for large files, git's hash for small ones.
     pub(super) etag: String,
     pub(super) size: u64,
-    /// It lies in Xet storage.
-    pub(super) xet: bool,
+    /// What Xet storage calls it, if it lies there.
+    pub(super) xet_hash: Option<String>,
 }
 
 /// Bytes of a file on their way.
@@ -60,10 +61,11 @@ pub(super) enum Refusal {
 /// The hub, as one repository's files are fetched from it.
 pub(super) struct Client {
     hub: HFClient,
-    /// Follows redirects; `reqwest` takes the token off on the way to another host.
-    following: reqwest::Client,
+    /// Follows no redirects by itself.
     http: reqwest::Client,
+    home: Url,
     endpoint: String,
+    patience: Duration,
     token: Option<Secret>,
     repo: String,
 }
@@ -71,23 +73,32 @@ pub(super) struct Client {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MOST_REDIRECTS: usize = 10;
 const LONGEST_ETAG: usize = 128;
+/// Longer than any answer about access.
+const LONGEST_ACCESS: usize = 64 << 10;
+const SILENT: &str = "it has been silent for too long";
 /// A larger answer to a question about one model comes from no hub.
 const MOST_FILES: usize = 100_000;
 
 impl Client {
     /// Errors: the address or the system's certificates cannot be used.
     pub(super) fn new(settings: &HubSettings, repo: &str) -> Result<Self, HubError> {
-        let endpoint = settings.endpoint.clone();
+        let (home, endpoint) = settings.address()?;
         let host = host(&endpoint);
         let strange = |problem: String| HubError::Strange {
             host: host.clone(),
             problem,
         };
         let http = || {
-            reqwest::Client::builder()
+            let http = reqwest::Client::builder()
                 .user_agent(concat!("sconce/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(settings.patience)
+                .read_timeout(settings.patience);
+            // A proxy would read along.
+            if home.scheme() == "http" {
+                http.no_proxy()
+            } else {
+                http
+            }
         };
         let build = |builder: reqwest::ClientBuilder| {
             builder
@@ -97,13 +108,24 @@ impl Client {
         if let Some(token) = &settings.token {
             redact::register(token.expose());
         }
-        let following = build(http())?;
-        let hub = hub_builder(&endpoint, following.clone(), settings.token.as_ref());
-        let hub = hub.cache_enabled(false).build();
+        // How often and how long something is tried is decided by whoever asks. Redirects keep the token only on the
+        // way to the same host; `reqwest` sees to that.
+        let hub = HFClient::builder()
+            .endpoint(&endpoint)
+            .client(build(http())?)
+            .cache_enabled(false)
+            .retry_max_attempts(0);
+        let hub = match &settings.token {
+            Some(token) => hub.token(token.expose()),
+            None => hub,
+        };
         Ok(Self {
-            hub: hub.map_err(|error| strange(without_address(&error)))?,
-            following,
+            hub: hub
+                .build()
+                .map_err(|error| strange(without_address(&error)))?,
             http: build(http().redirect(reqwest::redirect::Policy::none()))?,
+            home,
+            patience: settings.patience,
             endpoint,
             token: settings.token.clone(),
             repo: repo.to_owned(),
@@ -149,7 +171,7 @@ impl Client {
             (Some(etag), Some(size)) => Ok(FileFacts {
                 etag: etag.to_owned(),
                 size,
-                xet: headers.contains_key("x-xet-hash"),
+                xet_hash: text("x-xet-hash").map(str::to_owned),
             }),
             (None, _) => Err(self.strange(&format!("{file} comes without a usable ETag"))),
             (_, None) => Err(self.strange(&format!("{file} comes without its size"))),
@@ -195,26 +217,90 @@ impl Client {
         }))
     }
 
-    /// A commit's whole file out of Xet storage, written below a folder that is nobody else's, and where it is there.
+    /// A commit's file from a place in it on, out of Xet storage.
     ///
+    /// `hf-hub` would do this with names and places that it takes from the hub unchecked, so it is asked for nothing but
+    /// the listing; `hf-xet`, which it uses too, gives the bytes, and they are checked like all others.
     /// Errors: in words, whatever went wrong; the plain way is still open then.
-    pub(super) async fn xet_file(
+    pub(super) async fn xet_bytes(
         &self,
         commit: &str,
-        file: &str,
-        scratch: &Path,
-        seen: impl Fn(u64) + Send + Sync + 'static,
-    ) -> Result<PathBuf, String> {
-        let hub = hub_builder(&self.endpoint, self.following.clone(), self.token.as_ref());
-        let hub = hub
-            .cache_dir(scratch)
+        facts: &FileFacts,
+        from: u64,
+    ) -> Result<Arriving, String> {
+        let hash = facts.xet_hash.clone().ok_or("it is in no such storage")?;
+        let access = self.xet_access(commit).await?;
+        let words = |error: &dyn std::error::Error| error.to_string();
+        let session = XetSessionBuilder::new().with_tokio_handle(tokio::runtime::Handle::current());
+        let session = session.build().map_err(|error| words(&error))?;
+        let group = session
+            .new_download_stream_group()
+            .map_err(|error| words(&error))?;
+        let group = group
+            .with_endpoint(access.cas_url)
+            .with_token_info(access.access_token, access.exp)
             .build()
-            .map_err(|error| without_address(&error))?;
-        let (owner, name) = split_id(&self.repo);
-        let model = hub.model(owner, name);
-        let download = model.download_file().filename(file).revision(commit);
-        let found = download.progress(Seen(seen)).send().await;
-        found.map_err(|error| without_address(&error))
+            .await
+            .map_err(|error| words(&error))?;
+        let range = (from > 0).then_some(from..facts.size);
+        let stream = group.download_stream(XetFileInfo::new(hash, facts.size), range);
+        let stream = stream.await.map_err(|error| words(&error))?;
+        let patience = self.patience;
+        // The group lives as long as its stream.
+        let bytes =
+            futures::stream::unfold((stream, group), move |(mut stream, group)| async move {
+                let part = match tokio::time::timeout(patience, stream.next()).await {
+                    Ok(Ok(None)) => return None,
+                    Ok(Ok(Some(part))) => Ok(part),
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => Err(SILENT.to_owned()),
+                };
+                Some((part, (stream, group)))
+            });
+        Ok(Arriving {
+            from,
+            bytes: bytes.boxed(),
+        })
+    }
+
+    /// Where a commit's Xet storage is, and the right to read it.
+    async fn xet_access(&self, commit: &str) -> Result<XetAccess, String> {
+        let mut url = self.home.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty();
+            path.extend(["api", "models"])
+                .extend(self.repo.split('/'))
+                .extend(["xet-read-token", commit]);
+        }
+        let mut request = self.http.get(url);
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        let answer = request.send().await.map_err(|error| reason(&error))?;
+        if !answer.status().is_success() {
+            return Err(format!(
+                "the hub gives no right to read it (status {})",
+                answer.status().as_u16()
+            ));
+        }
+        let mut text = Vec::new();
+        let mut parts = answer.bytes_stream();
+        while let Some(part) = parts.next().await {
+            text.extend_from_slice(&part.map_err(|error| reason(&error))?);
+            if text.len() > LONGEST_ACCESS {
+                return Err("the hub's answer is too long".to_owned());
+            }
+        }
+        let access: XetAccess = serde_json::from_slice(&text)
+            .map_err(|error| format!("the hub's answer cannot be read: {error}"))?;
+        redact::register(&access.access_token);
+        let sound = Url::parse(&access.cas_url)
+            .is_ok_and(|url| url.scheme() == "https" || self.home.scheme() == "http");
+        if sound {
+            Ok(access)
+        } else {
+            Err("its storage has no safe address".to_owned())
+        }
     }
 
     /// Asks for a file and follows redirects: on the hub for what a file is, anywhere for its bytes.
@@ -226,7 +312,7 @@ impl Client {
         range: Option<(u64, &str)>,
         stay: bool,
     ) -> Result<Response, Refusal> {
-        let home = Url::parse(&self.endpoint).map_err(|_| self.strange("its address is none"))?;
+        let home = &self.home;
         let mut url = home.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty();
@@ -268,8 +354,7 @@ impl Client {
                     return Err(self.strange("a redirect from https to something less safe"));
                 }
                 // The hub says what the file is along with where its bytes are.
-                let says = answer.headers().contains_key("x-linked-etag");
-                if stay && (says || next.origin() != home.origin()) {
+                if stay && answer.headers().contains_key("x-linked-etag") {
                     return Ok(answer);
                 }
                 url = next;
@@ -327,6 +412,12 @@ impl Client {
                 endpoint,
                 with_token,
             }),
+            // Mirrors may not say what it is that they miss.
+            (404, None) if revision != MAIN => Refusal::Never(HubError::NoSuchRevision {
+                repo,
+                revision: revision.to_owned(),
+                endpoint,
+            }),
             (404, Some("RevisionNotFound")) => Refusal::Never(HubError::NoSuchRevision {
                 repo,
                 revision: revision.to_owned(),
@@ -355,7 +446,14 @@ impl Client {
                 },
                 wait,
             ),
-            _ if is_passing(status) => Refusal::Later(self.answered(status, what), wait),
+            (status @ (408 | 500..), _) => Refusal::Later(
+                HubError::Busy {
+                    host: host(&self.endpoint),
+                    status,
+                    wait: wait.unwrap_or_default(),
+                },
+                wait,
+            ),
             _ => Refusal::Never(self.answered(status, what)),
         }
     }
@@ -392,10 +490,7 @@ impl Client {
             HFError::Request { source, .. } if source.is_decode() => {
                 self.strange("no JSON where a model should be described")
             }
-            HFError::Request { source, .. } => match Url::parse(&self.endpoint) {
-                Ok(url) => self.unreachable(&url, &source),
-                Err(_) => self.strange("its address is none"),
-            },
+            HFError::Request { source, .. } => self.unreachable(&self.home, &source),
             other => self.strange(&without_address(&other)),
         }
     }
@@ -426,30 +521,14 @@ impl Client {
     }
 }
 
-fn hub_builder(endpoint: &str, http: reqwest::Client, token: Option<&Secret>) -> HFClientBuilder {
-    // How often and how long something is tried is decided by whoever asks.
-    let hub = HFClient::builder()
-        .endpoint(endpoint)
-        .client(http)
-        .retry_max_attempts(0);
-    match token {
-        Some(token) => hub.token(token.expose()),
-        None => hub,
-    }
-}
-
-/// Tells how many bytes `hf-hub` has.
-struct Seen<F>(F);
-
-impl<F: Fn(u64) + Send + Sync> ProgressHandler for Seen<F> {
-    fn on_progress(&self, event: &ProgressEvent) {
-        if let ProgressEvent::Download(DownloadEvent::AggregateProgress {
-            bytes_completed, ..
-        }) = event
-        {
-            (self.0)(*bytes_completed);
-        }
-    }
+/// The answer of `xet-read-token`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct XetAccess {
+    access_token: String,
+    /// Seconds since 1970.
+    exp: u64,
+    cas_url: String,
 }
 
 /// Statuses that say nothing about the file.
@@ -460,7 +539,7 @@ fn is_passing(status: StatusCode) -> bool {
 /// The innermost cause, without the address, which may be signed.
 fn reason(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return "it has been silent for too long".to_owned();
+        return SILENT.to_owned();
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {

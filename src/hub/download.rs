@@ -10,7 +10,7 @@ use futures::StreamExt;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::cache::{Cache, Lock, make_parent};
+use super::cache::{Cache, Lock, beside, is_same, make_parent};
 use super::client::{Arriving, Client, FileFacts, Refusal};
 use super::error::HubError;
 use super::progress::{Bar, Progress};
@@ -85,35 +85,32 @@ pub(super) async fn fetch(
     client: &Client,
     cache: &Cache,
     wanted: &Wanted<'_>,
-    xet: bool,
+    try_xet: bool,
     progress: &Progress,
 ) -> Result<(), HubError> {
     let Wanted { repo, facts, .. } = wanted;
     let blob = cache.blob(repo, &facts.etag);
-    if blob.exists() {
+    if is_there(&blob, facts.size) {
         return Ok(());
     }
     let lock = wait_for_lock(cache, wanted, progress).await?;
-    if blob.exists() {
+    if is_there(&blob, facts.size) {
         return Ok(());
     }
     let path = if lock.shared {
-        blob.with_file_name(format!("{}.{}.incomplete", facts.etag, std::process::id()))
+        beside(&blob)
     } else {
         cache.partial(repo, &facts.etag)
     };
     let bar = progress.file("downloading", wanted.file, facts.size);
-    // What plain HTTP has begun it also ends.
-    if xet && facts.xet && !path.exists() {
-        out_of_xet(client, wanted, &path, &bar).await?;
-    }
+    let mut try_xet = try_xet && facts.xet_hash.is_some();
     let mut damaged = false;
     loop {
-        let mut partial = Partial::open(&path, facts)?;
+        let mut partial = tokio::task::block_in_place(|| Partial::open(&path, facts))?;
         bar.begin_at(partial.have);
-        fill(client, wanted, &mut partial, &bar).await?;
+        fill(client, wanted, &mut partial, &mut try_xet, &bar).await?;
         match partial.check(facts) {
-            Ok(()) => return partial.keep(&blob),
+            Ok(()) => return tokio::task::block_in_place(|| partial.keep(&blob)),
             Err(problem) => {
                 drop(partial);
                 fs::remove_file(&path).map_err(HubError::io(&path))?;
@@ -132,6 +129,11 @@ pub(super) async fn fetch(
             }
         }
     }
+}
+
+/// Whether a content is there. One of another size is no content of that name, whoever put it there.
+pub(super) fn is_there(blob: &Path, size: u64) -> bool {
+    fs::metadata(blob).is_ok_and(|there| there.len() == size)
 }
 
 async fn wait_for_lock(
@@ -155,42 +157,12 @@ async fn wait_for_lock(
     }
 }
 
-/// Fetches a whole file out of Xet storage, if that goes well; it is checked like every other.
-///
-/// Errors: what has arrived cannot be moved.
-async fn out_of_xet(
-    client: &Client,
-    wanted: &Wanted<'_>,
-    path: &Path,
-    bar: &Bar,
-) -> Result<(), HubError> {
-    let scratch = path.with_extension("xet");
-    // A download that was killed may have left some.
-    let _ = fs::remove_dir_all(&scratch);
-    let found = client
-        .xet_file(wanted.commit, wanted.file, &scratch, bar.mover())
-        .await;
-    let moved = match found {
-        Ok(file) => fs::canonicalize(&file)
-            .and_then(|content| fs::rename(content, path))
-            .map_err(HubError::io(&file)),
-        Err(problem) => {
-            tracing::info!(
-                "{} out of Xet storage: {problem}; going on over plain HTTP",
-                wanted.file
-            );
-            Ok(())
-        }
-    };
-    let _ = fs::remove_dir_all(&scratch);
-    moved
-}
-
 /// Fetches what is missing, in as many attempts as bring something.
 async fn fill(
     client: &Client,
     wanted: &Wanted<'_>,
     partial: &mut Partial,
+    try_xet: &mut bool,
     bar: &Bar,
 ) -> Result<(), HubError> {
     let Wanted {
@@ -200,9 +172,22 @@ async fn fill(
         ..
     } = wanted;
     let mut attempts = Attempts::of(DOWNLOAD_ATTEMPTS);
+    let mut most = partial.have;
     while partial.have < facts.size || (facts.size == 0 && !partial.begun) {
-        let before = partial.have;
-        let answer = client.bytes(commit, file, facts, partial.have).await;
+        let answer = if *try_xet {
+            match client.xet_bytes(commit, facts, partial.have).await {
+                Ok(arriving) => Ok(Some(arriving)),
+                Err(problem) => {
+                    tracing::info!(
+                        "{file} out of Xet storage: {problem}; going on over plain HTTP"
+                    );
+                    *try_xet = false;
+                    continue;
+                }
+            }
+        } else {
+            client.bytes(commit, file, facts, partial.have).await
+        };
         let ended = match answer {
             Ok(Some(arriving)) => receive(arriving, partial, facts, bar).await?,
             Ok(None) => {
@@ -226,7 +211,14 @@ async fn fill(
             }
         };
         if let Err(problem) = ended {
-            if partial.have > before {
+            if *try_xet {
+                tracing::info!("{file} out of Xet storage: {problem}; going on over plain HTTP");
+                *try_xet = false;
+                continue;
+            }
+            // Only what goes beyond all that has been there is progress.
+            if partial.have > most {
+                most = partial.have;
                 attempts.forget();
             }
             let error = HubError::Unreachable {
@@ -309,7 +301,8 @@ impl Partial {
             partial.hash.update(&buffer[..count]);
             partial.have += count as u64;
         }
-        if partial.have > facts.size {
+        // What cannot be checked in the end is not put together from pieces.
+        if partial.have > facts.size || matches!(partial.hash.kind, Kind::Unknown) {
             partial.clear()?;
         }
         Ok(partial)
@@ -354,6 +347,10 @@ impl Partial {
     /// Makes it a blob: whole, or not at all, also after a power cut.
     fn keep(self, blob: &Path) -> Result<(), HubError> {
         self.file.sync_all().map_err(HubError::io(&self.path))?;
+        if !is_same(&self.file, &self.path) {
+            let gone = io::Error::other("somebody else has replaced it while it was written");
+            return Err(HubError::io(&self.path)(gone));
+        }
         fs::rename(&self.path, blob).map_err(HubError::io(blob))
     }
 }

@@ -70,7 +70,7 @@ pub enum HubError {
     },
     /// The repository has no such branch, tag or commit.
     #[error(
-        "`{repo}` has no revision `{revision}`: give a branch, a tag or a commit that {endpoint}/{repo} lists, or leave --revision out"
+        "`{repo}` has no revision `{revision}`, or is not there at all: give a branch, a tag or a commit that {endpoint}/{repo} lists, or leave --revision out"
     )]
     NoSuchRevision {
         /// The repository.
@@ -121,6 +121,19 @@ pub enum HubError {
         wait: Duration,
         /// Whether a token was shown.
         with_token: bool,
+    },
+    /// It cannot answer at present.
+    #[error(
+        "{host} cannot answer at present (status {status}): try again {}, or use a model that is cached (`sconce list`)",
+        if .wait.is_zero() { "in a while".to_owned() } else { format!("in {} s", .wait.as_secs()) }
+    )]
+    Busy {
+        /// Who was asked.
+        host: String,
+        /// What it answered.
+        status: u16,
+        /// How long it wants to be left alone, if it says.
+        wait: Duration,
     },
     /// Nobody answers.
     #[error(
@@ -190,6 +203,14 @@ pub enum HubError {
         path: PathBuf,
         /// The operating system's word.
         source: io::Error,
+    },
+    /// Another process is at work on it.
+    #[error("another process is fetching {file} of `{repo}`: wait for it, or stop it first")]
+    InUse {
+        /// The repository.
+        repo: String,
+        /// What is being written.
+        file: String,
     },
     /// A bundle cannot be read.
     #[error("{}: {problem}; nothing was imported", .path.display())]

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use futures::{StreamExt, TryStreamExt};
 
-use super::cache::{Cache, Holding, shards_of};
+use super::cache::{Cache, Holding, MAIN};
 use super::client::{Client, FileFacts, Listing};
-use super::download::{Wanted, disk_full, fetch as fetch_file, free_bytes, patiently};
+use super::download::{Wanted, disk_full, fetch as fetch_file, free_bytes, is_there, patiently};
 use super::error::{HubError, size};
 use super::name::ModelName;
 use super::progress::Progress;
-use super::selection::{INDEX, OPTIONAL, Selection, select};
+use super::selection::{INDEX, Selection, select};
 use super::settings::HubSettings;
 
 /// A model whose files are all here.
@@ -24,13 +24,15 @@ pub struct Fetched {
     pub downloaded: u64,
 }
 
-/// The revision that stands where none is named.
-const MAIN: &str = "main";
 /// Files on their way at once.
 const AT_ONCE: usize = 4;
 
+/// The most bytes of a file beside the weights; tokenizers of large vocabularies have a tenth of it.
+const LARGEST_SMALL: u64 = 256 << 20;
+
 /// Finds a model for serving. One that is whole in the cache is used as it is, with and without a network; what is
-/// missing is downloaded, unless the settings say offline.
+/// missing is downloaded, unless the settings say offline. If another tool has filled the cache, the hub is asked what
+/// else that commit has, and whatever it answers, the model is served.
 ///
 /// Errors: what is missing cannot be had, with what to do about it.
 pub fn fetch(
@@ -45,15 +47,17 @@ pub fn fetch(
         Held::Enough(found) => Some(found),
         Held::TooLittle(_) => None,
     };
-    match (update(settings, name, Some(revision)), fallback) {
-        (Err(error @ HubError::Unreachable { .. }), Some(found)) => {
+    let Some(found) = fallback else {
+        return update(settings, name, Some(revision));
+    };
+    update(settings, name, Some(&found.commit)).or_else(|error| {
+        if !settings.offline {
             tracing::warn!(
                 "{error}; serving `{name}` from the cache, where optional files may be missing"
             );
-            Ok(found)
         }
-        (result, _) => result,
-    }
+        Ok(found)
+    })
 }
 
 /// Finds a model in the cache alone.
@@ -90,7 +94,7 @@ pub fn update(
             missing,
         });
     }
-    tracing::info!(model = %name, revision, hub = settings.endpoint, "asking the hub");
+    tracing::info!(model = %name, revision, "asking the hub");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -129,7 +133,18 @@ fn held(cache: &Cache, name: &ModelName, revision: &str) -> Held {
     match cache.holding(name, &commit) {
         Holding::Whole(selection) => Held::Whole(found(selection)),
         Holding::Enough(selection) => Held::Enough(found(selection)),
-        Holding::TooLittle(missing) => Held::TooLittle(missing),
+        Holding::TooLittle(missing) => {
+            let older = cache
+                .commits(name.repo())
+                .into_iter()
+                .map(|model| model.commit);
+            let mut older =
+                older.filter(|older| !matches!(cache.holding(name, older), Holding::TooLittle(_)));
+            Held::TooLittle(match older.next() {
+                Some(older) => format!("{missing}; `--revision {older}` is"),
+                None => missing,
+            })
+        }
     }
 }
 
@@ -175,32 +190,26 @@ impl Download<'_> {
                 "`{repo}` has been renamed to `{id}`; the old name still works, and the new one will for longer"
             );
         }
-        let selection = select(name, &files)?;
+        let mut selection = select(name, &files)?;
         let progress = Progress::new();
         let mut downloaded = self
-            .carry(&client, &commit, &selection.small, &progress)
+            .carry(&client, &commit, &selection.small, true, &progress)
             .await?;
-        if selection.entry.is_none() {
-            for file in OPTIONAL
-                .iter()
-                .filter(|&&file| !files.iter().any(|known| known == file))
-            {
-                cache.set_absent(repo, &commit, file)?;
-            }
+        let nothing = |problem: String| HubError::NothingToServe {
+            repo: repo.to_owned(),
+            problem,
+        };
+        let index = cache.snapshot(repo, &commit).join(INDEX);
+        selection.read_index(&index).map_err(nothing)?;
+        if let Some(missing) = selection.weights.iter().find(|file| !files.contains(file)) {
+            return Err(nothing(format!(
+                "its `{INDEX}` names {missing}, which it does not have"
+            )));
         }
-        let mut weights = selection.weights.clone();
-        if selection.small.iter().any(|file| file == INDEX) {
-            weights = shards_of(&cache.snapshot(repo, &commit).join(INDEX));
-            if let Some(missing) = weights.iter().find(|shard| !files.contains(shard)) {
-                return Err(HubError::NothingToServe {
-                    repo: repo.to_owned(),
-                    problem: format!(
-                        "its index of weights names {missing}, which it does not have"
-                    ),
-                });
-            }
-        }
-        downloaded += self.carry(&client, &commit, &weights, &progress).await?;
+        downloaded += self
+            .carry(&client, &commit, &selection.weights, false, &progress)
+            .await?;
+        cache.set_listing(repo, &commit, &files)?;
         cache.set_ref(repo, revision, &commit)?;
         Ok(fetched(cache, name, &commit, &selection, downloaded))
     }
@@ -211,6 +220,7 @@ impl Download<'_> {
         client: &Client,
         commit: &str,
         files: &[String],
+        small: bool,
         progress: &Progress,
     ) -> Result<u64, HubError> {
         let (cache, repo) = (self.cache, self.name.repo());
@@ -226,6 +236,19 @@ impl Download<'_> {
             })
             .buffered(AT_ONCE);
         let wanted: Vec<(&String, FileFacts)> = facts.try_collect().await?;
+        let too_large = wanted
+            .iter()
+            .find(|(_, facts)| small && facts.size > LARGEST_SMALL);
+        if let Some((file, facts)) = too_large {
+            return Err(HubError::NothingToServe {
+                repo: repo.to_owned(),
+                problem: format!(
+                    "its {file} has {}, where at most {} are read",
+                    size(facts.size),
+                    size(LARGEST_SMALL)
+                ),
+            });
+        }
         let needed: u64 = wanted
             .iter()
             .map(|(_, facts)| self.missing_bytes(facts))
@@ -245,7 +268,7 @@ impl Download<'_> {
                     file: file.as_str(),
                     facts,
                 };
-                fetch_file(client, cache, &wanted, self.settings.xet, progress).await?;
+                fetch_file(client, cache, &wanted, self.settings.xet_storage, progress).await?;
                 cache.place(repo, commit, file, &facts.etag)
             })
             .buffer_unordered(AT_ONCE)
@@ -256,7 +279,7 @@ impl Download<'_> {
 
     fn missing_bytes(&self, facts: &FileFacts) -> u64 {
         let repo = self.name.repo();
-        if self.cache.blob(repo, &facts.etag).exists() {
+        if is_there(&self.cache.blob(repo, &facts.etag), facts.size) {
             return 0;
         }
         let partial = std::fs::metadata(self.cache.partial(repo, &facts.etag));

@@ -65,12 +65,6 @@ impl Bar {
         self.0.set_position(bytes);
     }
 
-    /// Tells from elsewhere how many bytes there are.
-    pub(super) fn mover(&self) -> impl Fn(u64) + Send + Sync + use<> {
-        let bar = self.0.clone();
-        move |bytes| bar.set_position(bytes)
-    }
-
     /// What was there before it began; no part of the speed.
     pub(super) fn begin_at(&self, bytes: u64) {
         self.0.set_position(bytes);

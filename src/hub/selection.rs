@@ -1,20 +1,54 @@
-//! Which files of a repository are needed, from their names alone. Pure.
+//! Which files of a repository are needed: from their names, and for a sharded model from its index.
+
+use std::path::Path;
 
 use super::HubError;
-use super::name::ModelName;
+use super::name::{ModelName, is_relative};
 
 /// Files to have, in the order in which they must arrive: when the last one is there, all are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Selection {
     /// Settings and tokenizer; some of them are optional.
     pub(super) small: Vec<String>,
-    /// Weights.
+    /// Weights; of a sharded model none until its index has been read.
     pub(super) weights: Vec<String>,
+    /// The index says which files hold the weights.
+    pub(super) sharded: bool,
     /// What is served: the snapshot's folder, or one GGUF file in it.
     pub(super) entry: Option<String>,
 }
 
 impl Selection {
+    /// Takes the weights of a sharded model from its index.
+    ///
+    /// Errors: in words, what is wrong with the index.
+    pub(super) fn read_index(&mut self, index: &Path) -> Result<(), String> {
+        if !self.sharded {
+            return Ok(());
+        }
+        let long = std::fs::metadata(index).is_ok_and(|facts| facts.len() > LONGEST_INDEX);
+        let text = if long {
+            Vec::new()
+        } else {
+            std::fs::read(index).unwrap_or_default()
+        };
+        let index: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let names = index["weight_map"]
+            .as_object()
+            .into_iter()
+            .flat_map(|map| map.values());
+        let mut names: Vec<String> = names
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect();
+        names.sort();
+        names.dedup();
+        if names.is_empty() || !names.iter().all(|name| is_relative(name)) {
+            return Err(format!("its `{INDEX}` names no files of weights"));
+        }
+        self.weights = names;
+        Ok(())
+    }
+
     /// All files, weights last.
     pub(super) fn files(&self) -> impl Iterator<Item = &str> {
         self.small.iter().chain(&self.weights).map(String::as_str)
@@ -34,6 +68,8 @@ pub(super) const OPTIONAL: [&str; 6] = [
     "chat_template.json",
     "processor_config.json",
 ];
+/// Longer than any index.
+const LONGEST_INDEX: u64 = 64 << 20;
 const TEMPLATES: &str = "additional_chat_templates/";
 
 /// The quantisation taken where none is named: the first of these that there is, as other tools choose.
@@ -57,21 +93,15 @@ pub(super) fn select(name: &ModelName, files: &[String]) -> Result<Selection, Hu
         };
     }
     let has = |file: &str| files.iter().any(|known| known == file);
-    let sharded: Vec<&String> = files.iter().filter(|file| is_shard(file)).collect();
-    let weights = if has(SINGLE) {
-        vec![SINGLE.to_owned()]
-    } else if has(INDEX) && !sharded.is_empty() {
-        sharded.into_iter().cloned().collect()
-    } else {
-        Vec::new()
-    };
-    let problem = match (weights.is_empty(), has(CONFIG), has(TOKENIZER)) {
+    let sharded = !has(SINGLE) && has(INDEX);
+    let no_weights = !has(SINGLE) && !sharded;
+    let problem = match (no_weights, has(CONFIG), has(TOKENIZER)) {
         (false, true, true) => {
             let optional = OPTIONAL
                 .iter()
                 .filter(|file| has(file))
                 .map(|&file| file.to_owned());
-            let index = (!has(SINGLE)).then(|| INDEX.to_owned());
+            let index = sharded.then(|| INDEX.to_owned());
             let templates = files.iter().filter(|file| {
                 file.strip_prefix(TEMPLATES)
                     .is_some_and(|rest| !rest.contains('/') && rest.ends_with(".jinja"))
@@ -83,7 +113,8 @@ pub(super) fn select(name: &ModelName, files: &[String]) -> Result<Selection, Hu
                     .chain(templates.cloned())
                     .chain(index)
                     .collect(),
-                weights,
+                weights: (!sharded).then(|| SINGLE.to_owned()).into_iter().collect(),
+                sharded,
                 entry: None,
             });
         }
@@ -139,6 +170,7 @@ fn gguf(model: &GgufModel) -> Selection {
     Selection {
         small: Vec::new(),
         weights: model.parts.clone(),
+        sharded: false,
         entry: model.parts.first().cloned(),
     }
 }
@@ -234,14 +266,6 @@ fn by_tag<'a>(models: &'a [GgufModel], tag: &str) -> Option<&'a GgufModel> {
     exact.or_else(|| tagged.min_by_key(|model| (model.stem.len(), &model.stem)))
 }
 
-/// `model-00001-of-00002.safetensors`.
-pub(super) fn is_shard(file: &str) -> bool {
-    let name = file
-        .strip_prefix("model-")
-        .and_then(|rest| rest.strip_suffix(".safetensors"));
-    name.is_some_and(|_| part_of(&file[..file.len() - ".safetensors".len()]).is_some())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,7 +323,7 @@ mod tests {
             "consolidated.safetensors",
             "model-extra.safetensors",
         ];
-        let found = chosen("a/b", &names).expect("a selection");
+        let mut found = chosen("a/b", &names).expect("a selection");
         assert_eq!(
             found.small,
             [
@@ -308,13 +332,23 @@ mod tests {
                 "model.safetensors.index.json"
             ]
         );
-        assert_eq!(
-            found.weights,
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors"
-            ]
-        );
+        assert!(found.sharded && found.weights.is_empty());
+        let folder = tempfile::tempdir().expect("a folder");
+        let index = folder.path().join(INDEX);
+        let text =
+            r#"{"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}}"#;
+        std::fs::write(&index, text).expect("a file");
+        found.read_index(&index).expect("an index");
+        assert_eq!(found.weights, ["a.safetensors", "b.safetensors"]);
+        for wrong in [
+            "",
+            "{}",
+            r#"{"weight_map": {}}"#,
+            r#"{"weight_map": {"x": "../y"}}"#,
+        ] {
+            std::fs::write(&index, wrong).expect("a file");
+            assert!(found.read_index(&index).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::telemetry::Secret;
 /// How the hub is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubSettings {
-    /// Its address, without a slash at the end.
-    pub endpoint: String,
+    /// Its address, as it was given; a secret because people put passwords into addresses.
+    pub endpoint: Secret,
     /// The folder that is shared with `huggingface_hub`; `None` when no variable says where.
     pub cache: Option<PathBuf>,
     /// What is shown to the hub, and to nobody else.
@@ -21,7 +21,7 @@ pub struct HubSettings {
     /// Nothing may be downloaded.
     pub offline: bool,
     /// Files in Xet storage are fetched from there.
-    pub xet: bool,
+    pub xet_storage: bool,
     /// How long the hub may be silent before a request counts as lost.
     pub patience: Duration,
 }
@@ -52,16 +52,21 @@ impl HubSettings {
     ///
     /// Cache: the flag, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `hub` in `HF_HOME`, `huggingface/hub` in
     /// `XDG_CACHE_HOME`, `.cache/huggingface/hub` in `HOME`. Token: `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, or the file
-    /// that `hf auth login` writes (`HF_TOKEN_PATH`, or `token` in `HF_HOME`). Empty variables count as not set.
-    ///
-    /// Errors: an address that is none, or one to which a token would travel for all to read.
+    /// that `hf auth login` writes (`HF_TOKEN_PATH`, or `token` in `HF_HOME`). Empty variables count as not set; `~/`
+    /// before a folder stands for `HOME`.
     pub fn from_variables(
         variable: impl Fn(&str) -> Option<String>,
         cache: Option<PathBuf>,
         offline: bool,
-    ) -> Result<Self, HubError> {
-        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let folder = |name: &str| variable(name).map(PathBuf::from);
+    ) -> Self {
+        let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let folder = |name: &str| {
+            let text = variable(name)?;
+            match (text.strip_prefix("~/"), variable("HOME")) {
+                (Some(rest), Some(home)) => Some(PathBuf::from(home).join(rest)),
+                _ => Some(PathBuf::from(text)),
+            }
+        };
         let home = folder("HF_HOME")
             .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
             .or_else(|| folder("HOME").map(|home| home.join(".cache/huggingface")));
@@ -78,18 +83,24 @@ impl HubSettings {
                 .or_else(|| token_file(&home?.join("token")))
         };
         let token = token.map(|text| text.trim().to_owned());
-        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let timeout = variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|text| text.parse().ok());
-        Ok(Self {
-            endpoint: address(&endpoint, token.is_some())?,
+        Self {
+            endpoint: Secret::new(variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned())),
             cache,
             token: token.map(Secret::new),
             offline: offline || is_yes(variable("HF_HUB_OFFLINE")),
-            xet: !is_yes(variable("HF_HUB_DISABLE_XET")),
+            xet_storage: !is_yes(variable("HF_HUB_DISABLE_XET")),
             patience: timeout.map_or(PATIENCE, |seconds: u64| {
                 Duration::from_secs(seconds.max(1)).min(LONGEST_PATIENCE)
             }),
-        })
+        }
+    }
+
+    /// The hub's address as it is asked: without a slash at the end, and without what may not stand in it.
+    ///
+    /// Errors: an address that is none, or one to which a token would travel for all to read.
+    pub(super) fn address(&self) -> Result<(Url, String), HubError> {
+        address(self.endpoint.expose(), self.token.is_some())
     }
 }
 
@@ -106,7 +117,7 @@ fn token_file(path: &Path) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-fn address(text: &str, with_token: bool) -> Result<String, HubError> {
+fn address(text: &str, with_token: bool) -> Result<(Url, String), HubError> {
     let refuse = |endpoint: String, problem| Err(HubError::Endpoint { endpoint, problem });
     let Ok(mut url) = Url::parse(text) else {
         return refuse(
@@ -134,11 +145,11 @@ fn address(text: &str, with_token: bool) -> Result<String, HubError> {
         None => return refuse(plain, "it names no host"),
     };
     match url.scheme() {
-        "https" => Ok(plain),
-        "http" if loopback || !with_token => Ok(plain),
+        "https" => Ok((url, plain)),
+        "http" if loopback || !with_token => Ok((url, plain)),
         "http" => refuse(
             plain,
-            "over plain http everybody on the way could read the token; use https, or unset HF_TOKEN",
+            "over plain http everybody on the way could read the token; use https, or go without a token (HF_HUB_DISABLE_IMPLICIT_TOKEN=1)",
         ),
         _ => refuse(plain, "it begins with neither https:// nor http://"),
     }
@@ -148,9 +159,8 @@ fn address(text: &str, with_token: bool) -> Result<String, HubError> {
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)]) -> Result<HubSettings, HubError> {
-        let variables = variables.to_vec();
-        let find = move |name: &str| {
+    fn with(variables: &[(&str, &str)]) -> HubSettings {
+        let find = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
@@ -159,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_cache_is_where_huggingface_hub_has_it() {
-        let cache = |variables: &[(&str, &str)]| with(variables).expect("settings").cache;
+        let cache = |variables: &[(&str, &str)]| with(variables).cache;
         let all = [
             ("HF_HUB_CACHE", "/a"),
             ("HUGGINGFACE_HUB_CACHE", "/b"),
@@ -178,6 +188,8 @@ mod tests {
             assert_eq!(cache(&all[from..]), Some(PathBuf::from(expected)));
         }
         assert_eq!(cache(&[("HOME", "")]), None);
+        let tilde = [("HF_HOME", "~/models"), ("HOME", "/e")];
+        assert_eq!(cache(&tilde), Some(PathBuf::from("/e/models/hub")));
     }
 
     #[test]
@@ -186,7 +198,7 @@ mod tests {
         std::fs::write(folder.path().join("token"), "hf_file\n").expect("a file");
         let home = folder.path().to_str().expect("a path");
         let token = |variables: &[(&str, &str)]| {
-            let settings = with(variables).expect("settings");
+            let settings = with(variables);
             assert!(!format!("{settings:?}").contains("hf_"));
             settings.token.map(|token| token.expose().to_owned())
         };
@@ -207,16 +219,11 @@ mod tests {
     #[test]
     fn a_token_never_travels_in_the_clear_and_addresses_hold_no_secrets() {
         let token = ("HF_TOKEN", "hf_secret");
-        let endpoint = |text| with(&[("HF_ENDPOINT", text), token]);
-        assert_eq!(
-            endpoint("http://127.0.0.1:1/").expect("loopback").endpoint,
-            "http://127.0.0.1:1"
-        );
-        assert_eq!(
-            endpoint("https://hub/mirror/").expect("https").endpoint,
-            "https://hub/mirror"
-        );
-        assert!(with(&[("HF_ENDPOINT", "http://hub")]).is_ok());
+        let endpoint = |text| with(&[("HF_ENDPOINT", text), token]).address();
+        let sound = |text| endpoint(text).expect(text).1;
+        assert_eq!(sound("http://127.0.0.1:1/"), "http://127.0.0.1:1");
+        assert_eq!(sound("https://hub/mirror/"), "https://hub/mirror");
+        assert!(with(&[("HF_ENDPOINT", "http://hub")]).address().is_ok());
         for wrong in [
             "http://hub",
             "ftp://hub",
@@ -229,6 +236,8 @@ mod tests {
                 error.starts_with("HF_ENDPOINT `") && !error.contains("hf_secret"),
                 "{error}"
             );
+            let settings = with(&[("HF_ENDPOINT", wrong), token]);
+            assert!(!format!("{settings:?}").contains("hf_secret"));
         }
     }
 }

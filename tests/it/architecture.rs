@@ -154,6 +154,7 @@ const CRATES: &[(&str, &[&str], &str)] = &[
         &["api/docs.rs"],
         "the page is served in one place",
     ),
+    ("xet", &["hub/client.rs"], "storages are read in one place"),
     (
         "hf_hub",
         &["hub/client.rs"],

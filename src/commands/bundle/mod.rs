@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::models::HubArgs;
-use crate::hub::catalogue::{self, Named};
+use super::models::{HubArgs, named};
+use crate::hub::catalogue::Named;
 use crate::hub::{self, Cache, Contents, size};
 
 /// What to do with bundles.
@@ -63,12 +63,13 @@ impl BundleCommand {
 }
 
 fn export(args: &ExportArgs) -> Result<(), Box<dyn Error>> {
-    let cache = Cache::new(&args.hub.settings()?)?;
+    let settings = args.hub.settings()?;
+    let cache = Cache::new(&settings)?;
     let mut models = Vec::new();
     for name in &args.models {
         let Named {
             model, revision, ..
-        } = catalogue::named(name)?;
+        } = named(name, &settings)?;
         models.push((model, args.revision.clone().or(revision)));
     }
     if args.output == Path::new("-") {
@@ -110,7 +111,10 @@ fn import(args: &ImportArgs) -> Result<(), Box<dyn Error>> {
 
 fn report(contents: &Contents, out: &mut dyn Write, done: &str) -> Result<(), Box<dyn Error>> {
     for model in &contents.models {
-        let bytes = model.files.iter().map(|file| file.size).sum();
+        let bytes = model
+            .files
+            .iter()
+            .fold(0_u64, |bytes, file| bytes.saturating_add(file.size));
         let commit = model.commit.get(..12).unwrap_or(&model.commit);
         writeln!(
             out,

@@ -14,19 +14,33 @@ pub use list::ListArgs;
 pub use pull::PullArgs;
 pub use rm::RmArgs;
 
-use crate::hub::HubSettings;
+use crate::config::Machine;
+use crate::hub::catalogue::{self, AUTO, Named};
+use crate::hub::{HubError, HubSettings};
 use crate::telemetry::{LogSettings, init_log};
 
 /// Flags of every command that looks into the cache.
 #[derive(Debug, Args)]
 pub struct HubArgs {
     /// Folder where models are kept [default: where huggingface_hub keeps them: HF_HUB_CACHE, HF_HOME/hub, ~/.cache/huggingface/hub]
-    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER")]
     huggingface_hub_cache: Option<PathBuf>,
 
     /// Opens no connection; the same as HF_HUB_OFFLINE=1 in the environment
     #[arg(long, env = "SCONCE_OFFLINE", value_parser = BoolishValueParser::new())]
     offline: bool,
+}
+
+/// What a name leads to: `auto` to whatever fits this machine, as for `sconce serve`.
+///
+/// Errors: a text that names no model, or nothing fits.
+pub fn named(text: &str, settings: &HubSettings) -> Result<Named, HubError> {
+    if text == AUTO {
+        let free = Machine::detect().available_memory_bytes as u64;
+        catalogue::choose_for(settings, free)
+    } else {
+        catalogue::named(text)
+    }
 }
 
 impl HubArgs {
@@ -41,6 +55,6 @@ impl HubArgs {
         })?;
         let variable = |name: &str| std::env::var(name).ok();
         let cache = self.huggingface_hub_cache.clone();
-        Ok(HubSettings::from_variables(variable, cache, self.offline)?)
+        Ok(HubSettings::from_variables(variable, cache, self.offline))
     }
 }

@@ -5,8 +5,8 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::HubArgs;
-use crate::hub::catalogue::{self, Named};
+use super::{HubArgs, named};
+use crate::hub::catalogue::Named;
 use crate::hub::{self, size};
 
 /// Flags of `sconce pull`.
@@ -28,12 +28,12 @@ pub struct PullArgs {
 ///
 /// Errors: the first model that cannot be had; those before it are there.
 pub fn run(args: &PullArgs) -> Result<(), Box<dyn Error>> {
+    let settings = args.hub.settings()?;
     let names: Result<Vec<Named>, _> = args
         .models
         .iter()
-        .map(|name| catalogue::named(name))
+        .map(|name| named(name, &settings))
         .collect();
-    let settings = args.hub.settings()?;
     for Named {
         model: name,
         revision,

@@ -5,8 +5,8 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::HubArgs;
-use crate::hub::catalogue::{self, Named};
+use super::{HubArgs, named};
+use crate::hub::catalogue::Named;
 use crate::hub::{Cache, size};
 
 /// Flags of `sconce rm`.
@@ -24,12 +24,13 @@ pub struct RmArgs {
 ///
 /// Errors: the first model that is not there; those before it are gone.
 pub fn run(args: &RmArgs) -> Result<(), Box<dyn Error>> {
+    let settings = args.hub.settings()?;
+    let cache = Cache::new(&settings)?;
     let names: Result<Vec<Named>, _> = args
         .models
         .iter()
-        .map(|name| catalogue::named(name))
+        .map(|name| named(name, &settings))
         .collect();
-    let cache = Cache::new(&args.hub.settings()?)?;
     for Named { model: name, .. } in names? {
         let freed = cache.remove(&name)?;
         writeln!(std::io::stdout(), "{name} is gone: {} freed", size(freed))?;

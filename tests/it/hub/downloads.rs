@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{assert_sound, done, failed, printed, snapshot};
 use crate::support::hub::{COMMIT, Files, Hub, TOKEN, model_files, noise, sha256};
-use crate::support::upstream::Reply;
+use crate::support::upstream::{Reply, nobody};
 
 const NEEDED: [&str; 6] = [
     "chat_template.jinja",
@@ -96,6 +96,8 @@ fn the_token_is_shown_to_the_hub_and_to_nobody_else() {
         .sconce(home.path())
         .words(&["org/tiny"])
         .env("HF_TOKEN", TOKEN)
+        // A proxy would read what goes over plain http.
+        .env("HTTP_PROXY", &format!("http://{}", nobody()))
         .env("LOG_LEVEL", "trace");
     let text = done(&pull.run("pull"));
     assert!(!text.contains(TOKEN), "{text}");

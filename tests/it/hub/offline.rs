@@ -6,7 +6,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::{done, failed, printed, snapshot};
-use crate::support::hub::{COMMIT, Hub};
+use crate::support::hub::{COMMIT, Hub, refusal};
 use crate::support::server::Sconce;
 use crate::support::upstream::Reply;
 
@@ -62,25 +62,51 @@ fn a_commit_is_found_without_its_branch_and_check_downloads_nothing() {
     );
     fs::remove_file(snapshot(home.path(), "org/tiny").join("tokenizer.json")).expect("removed");
     let text = failed(&sconce.run("check"));
-    assert!(text.contains("without a `tokenizer.json`"), "{text}");
+    assert!(text.contains("tokenizer.json is not there"), "{text}");
     assert_eq!(hub.hub.connections().len(), asked);
 }
 
 #[test]
 fn a_hub_that_is_down_hinders_nobody_whose_model_is_here() {
     let (hub, home) = filled();
-    // As another tool may have left it: nothing is known of the files that are optional.
-    fs::remove_dir_all(home.path().join("hub/models--org--tiny/.no_exist")).expect("removed");
+    // As another tool may have left it: nothing is known of the commit's other files.
+    let forget = || {
+        for known in [".no_exist", ".sconce"] {
+            let _ = fs::remove_dir_all(home.path().join("hub/models--org--tiny").join(known));
+        }
+    };
+    let sconce = hub.sconce(home.path()).flag("--model-id", "org/tiny");
+    forget();
     hub.fault(|_, _| Reply::reset());
-    let server = hub
-        .sconce(home.path())
-        .flag("--model-id", "org/tiny")
-        .serve();
+    let server = sconce.clone().serve();
     assert!(
         server.log().contains("serving `org/tiny` from the cache"),
         "{}",
         server.log()
     );
+    drop(server);
+    hub.fault(|_, _| refusal(401, "RepoNotFound", "Repository not found"));
+    let server = sconce.clone().serve();
+    assert!(
+        server.log().contains("serving `org/tiny` from the cache"),
+        "{}",
+        server.log()
+    );
+    drop(server);
+    // It is asked about the commit that is here, whatever the branch may be by now, and once.
+    hub.heal();
+    let asked = hub.hub.requests().len();
+    drop(sconce.clone().serve());
+    let paths: Vec<String> = hub
+        .hub
+        .requests()
+        .split_off(asked)
+        .into_iter()
+        .map(|request| request.path)
+        .collect();
+    assert_eq!(paths, [format!("/api/models/org/tiny/revision/{COMMIT}")]);
+    drop(sconce.serve());
+    assert_eq!(hub.hub.requests().len(), asked + 1);
 }
 
 /// In a network namespace of its own a process has no way out, not even a loopback device that is up.

@@ -58,7 +58,7 @@ fn missing_private_and_gated_models_are_told_apart() {
     hub.fault(|_, _| refusal(404, "RevisionNotFound", "Invalid rev id"));
     assert_eq!(
         said(&hub, |sconce| sconce.flag("--revision", "v9")),
-        "error: `org/tiny` has no revision `v9`: give a branch, a tag or a commit that HUB/org/tiny lists, or leave --revision out"
+        "error: `org/tiny` has no revision `v9`, or is not there at all: give a branch, a tag or a commit that HUB/org/tiny lists, or leave --revision out"
     );
 }
 
@@ -73,6 +73,22 @@ fn limits_and_faults_say_how_long_and_who() {
         "error: HUB limits how often it may be asked and wants 3600 s of peace: try again then; with HF_TOKEN set the limit is higher"
     );
     assert_eq!(hub.hub.requests().len(), 1, "nobody waits for an hour");
+    let asked = hub.hub.requests().len();
+    hub.fault(|request, reply| {
+        if request.path.contains("/resolve/") {
+            Reply::json(503, &json!({"error": "maintenance"})).header("retry-after", "3600")
+        } else {
+            reply
+        }
+    });
+    assert_eq!(
+        said(&hub, |sconce| sconce),
+        "error: 127.0.0.1 cannot answer at present (status 503): try again in 3600 s, or use a model that is cached (`sconce list`)"
+    );
+    assert!(
+        hub.hub.requests().len() <= asked + 5,
+        "nobody waits for an hour"
+    );
     hub.fault(|_, _| Reply::body(200, "text/html", "<html>a portal</html>"));
     let text = said(&hub, |sconce| sconce);
     assert!(
@@ -150,7 +166,7 @@ fn names_and_addresses_are_checked_before_anybody_is_asked() {
     });
     assert_eq!(
         clear,
-        "error: HF_ENDPOINT `http://mirror.example` cannot be used: over plain http everybody on the way could read the token; use https, or unset HF_TOKEN"
+        "error: HF_ENDPOINT `http://mirror.example` cannot be used: over plain http everybody on the way could read the token; use https, or go without a token (HF_HUB_DISABLE_IMPLICIT_TOKEN=1)"
     );
     let homeless = failed(&Sconce::new().words(&["org/tiny"]).run("pull"));
     assert!(homeless.contains("set HF_HOME to a folder"), "{homeless}");
