@@ -39,7 +39,7 @@ struct Args {
     /// A folder or a GGUF file, or `shape:NAME` for random weights
     #[arg(long, default_value = "shape:SmolLM2-135M")]
     model_id: String,
-    /// Format of random weights, by default the one these models are published in: f32, f16, bf16, q4_0, q8_0, q4_k, q5_k, q6_k
+    /// Format of random weights, by default the one these models are published in: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k
     #[arg(long, default_value = "bf16")]
     format: String,
     /// Lengths of the prompts measured, each alone

@@ -21,7 +21,7 @@ use super::{Piece, Tool, ToolFormat};
 /// White space before a call at the start of an answer, and between and behind calls, belongs to nothing:
 /// it is held back, and leaves only if text follows it or no call was made at all.
 /// Invariants: without a call all pieces are text and together equal the input's ordinary text; indices
-/// count up from 0; a call's pieces come together, start first.
+/// count up from 0; a call's pieces come together, start first; one that a marker cut off has no end.
 #[derive(Debug)]
 pub struct ToolParser {
     format: ToolFormat,

@@ -91,27 +91,47 @@ fn read(format: ToolFormat, tokens: &[&str]) -> Vec<Piece> {
     joined(pieces)
 }
 
-/// What an answer comes to: its text, its calls, and how many of them are complete.
+/// What an answer comes to: its text, its calls, and how many of them are complete. A call that a marker cut off has
+/// no end, and others may follow it.
 fn summary(pieces: &[Piece]) -> (String, Vec<(String, String)>, usize) {
-    let (mut text, mut calls, mut ends) = (String::new(), Vec::new(), 0);
+    let (mut text, mut calls, mut ends, mut open) = (String::new(), Vec::new(), 0, false);
     for piece in pieces {
         match piece {
             Piece::Text(more) => text.push_str(more),
             Piece::CallStart { index, name } => {
-                assert_eq!((*index, ends), (calls.len(), calls.len()));
+                assert_eq!(*index, calls.len());
                 calls.push((name.clone(), String::new()));
+                open = true;
             }
             Piece::Arguments { index, text } => {
-                assert_eq!((index + 1, ends), (calls.len(), *index));
+                assert_eq!((index + 1, open), (calls.len(), true));
                 calls[*index].1.push_str(text);
             }
             Piece::CallEnd { index } => {
-                assert_eq!((index + 1, ends), (calls.len(), *index));
+                assert_eq!((index + 1, open), (calls.len(), true));
                 ends += 1;
+                open = false;
             }
         }
     }
     (text, calls, ends)
+}
+
+#[test]
+fn a_call_that_a_marker_cuts_off_has_no_end_and_the_next_one_follows() {
+    let cut = r#"{"name": "any", "arguments": {"name": "now""#;
+    let tokens = [
+        cut,
+        "!<|python_tag|>",
+        r#"{"name": "any", "arguments": {}}"#,
+    ];
+    let (text, calls, ends) = summary(&read(ToolFormat::Llama3Json, &tokens));
+    let calls: Vec<(&str, &str)> = calls
+        .iter()
+        .map(|(name, arguments)| (&**name, &**arguments))
+        .collect();
+    assert_eq!(calls, [("any", r#"{"name": "now""#), ("any", "{}")]);
+    assert_eq!((text.as_str(), ends), ("", 1));
 }
 
 /// Asserts that an answer holds this text and these complete calls.
