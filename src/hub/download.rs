@@ -126,6 +126,7 @@ pub(super) async fn fetch(
                     wanted.file
                 );
                 damaged = true;
+                try_xet = false;
             }
         }
     }

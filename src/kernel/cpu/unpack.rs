@@ -157,22 +157,13 @@ impl Unpack for Q4_1 {
 /// Thirty-two weights of which `from` has four bytes of fifth bits, weight `i`'s in bit `i`, then halves as in [`Q4_0`].
 #[inline(always)]
 unsafe fn five_bits<L: Lanes>(from: *const u8, scale: L, offset: L) -> [L; 2] {
-    /// Eight bits as eight bytes.
-    fn spread(bits: u8) -> u64 {
-        let each = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
-        (each + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101
-    }
-    let fifth = from
-        .cast::<[u8; 4]>()
-        .read()
-        .map(|bits| spread(bits).to_le_bytes());
+    let [low, high] = from.cast::<[u16; 2]>().read_unaligned().map(u16::from_le);
     let codes = L::codes(from.add(4));
-    let weights = |shift: u32, fifth: *const u8| {
-        let code = L::join(L::bits(codes, shift, 15), L::codes(fifth));
+    let weights = |shift: u32, fifth: u16| {
+        let code = L::with_fifth(L::bits(codes, shift, 15), fifth);
         L::from_codes(code).mul_add(scale, offset)
     };
-    let fifth = fifth.as_ptr().cast::<u8>();
-    [weights(0, fifth), weights(4, fifth.add(LANES))]
+    [weights(0, low), weights(4, high)]
 }
 
 /// f16 scale, then [`five_bits`]; 16 stands for zero.

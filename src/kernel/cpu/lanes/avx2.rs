@@ -223,6 +223,15 @@ impl Lanes for Avx2 {
         join(low, high)
     }
     #[inline(always)]
+    unsafe fn with_fifth(low: __m128i, fifth: u16) -> __m128i {
+        // Each byte looks at its own bit: bytes 0 to 7 in the lower half of `fifth`, the others in the upper one.
+        let halves = _mm_set_epi64x(0x0101_0101_0101_0101, 0);
+        let bytes = _mm_shuffle_epi8(_mm_set1_epi16(fifth.cast_signed()), halves);
+        let own = _mm_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+        let set = _mm_cmpeq_epi8(_mm_and_si128(bytes, own), own);
+        _mm_or_si128(low, _mm_and_si128(set, _mm_set1_epi8(16)))
+    }
+    #[inline(always)]
     unsafe fn from_codes(codes: __m128i) -> Self {
         Self(
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)),

@@ -134,6 +134,10 @@ impl Lanes for Avx512 {
         avx2::join(low, high)
     }
     #[inline(always)]
+    unsafe fn with_fifth(low: __m128i, fifth: u16) -> __m128i {
+        _mm_mask_add_epi8(low, fifth, low, _mm_set1_epi8(16))
+    }
+    #[inline(always)]
     unsafe fn from_codes(codes: __m128i) -> Self {
         Self(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)))
     }

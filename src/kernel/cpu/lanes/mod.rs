@@ -74,6 +74,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn bits(codes: Self::Codes, shift: u32, mask: u8) -> Self::Codes;
     /// `low | high << 4`, where `high` is below 16.
     unsafe fn join(low: Self::Codes, high: Self::Codes) -> Self::Codes;
+    /// `low`, which is below 16, with bit `i` of `fifth` as the fifth bit of byte `i`.
+    unsafe fn with_fifth(low: Self::Codes, fifth: u16) -> Self::Codes;
     unsafe fn from_codes(codes: Self::Codes) -> Self;
     /// Prepares `code * scale + offset` for the sixteen 4-bit codes; both are one number in every lane.
     unsafe fn levels(scale: Self, offset: Self) -> Self::Levels;

@@ -143,6 +143,10 @@ impl Lanes for Portable {
         std::array::from_fn(|i| low[i] | high[i] << 4)
     }
     #[inline(always)]
+    unsafe fn with_fifth(low: [u8; LANES], fifth: u16) -> [u8; LANES] {
+        std::array::from_fn(|i| low[i] | ((fifth >> i & 1) as u8) << 4)
+    }
+    #[inline(always)]
     unsafe fn from_codes(codes: [u8; LANES]) -> Self {
         each(|i| f32::from(codes[i]))
     }
