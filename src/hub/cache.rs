@@ -394,12 +394,9 @@ impl Cache {
         let repo = name.repo();
         let folder = self.folder(repo);
         if !folder.exists() {
-            return Err(HubError::NothingToServe {
-                repo: repo.to_owned(),
-                problem: format!(
-                    "it is not in {}; `sconce list` says what is",
-                    self.root.display()
-                ),
+            return Err(HubError::NotHere {
+                model: name.clone(),
+                cache: self.root.clone(),
             });
         }
         let before = bytes_below(&folder.join("blobs"));

@@ -216,10 +216,7 @@ pub fn choose(free_bytes: u64, may_be_had: impl Fn(&Named) -> bool) -> Result<Na
         ),
         _ => "no model of the catalogue that fits this machine is in the cache, and offline none can be fetched; `sconce list --available` names them".to_owned(),
     };
-    Err(HubError::NothingToServe {
-        repo: AUTO.to_owned(),
-        problem,
-    })
+    Err(HubError::NoneFits(problem))
 }
 
 #[cfg(test)]

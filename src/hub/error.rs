@@ -45,6 +45,17 @@ pub enum HubError {
         /// What it lacks.
         missing: String,
     },
+    /// No model of the catalogue will do.
+    #[error("{0}")]
+    NoneFits(String),
+    /// It is not in the cache at all.
+    #[error("`{model}` is not in {}; `sconce list` says what is", .cache.display())]
+    NotHere {
+        /// The model.
+        model: ModelName,
+        /// The cache that was searched.
+        cache: PathBuf,
+    },
     /// It is not in the cache, and only the cache was asked.
     #[error("`{model}` is not complete in {} ({missing}): fetch it with `sconce pull {model}`", .cache.display())]
     NotCached {
