@@ -12,6 +12,8 @@ use crate::commands::key::KeyCommand;
 use crate::commands::models::{ListArgs, PullArgs, RmArgs, list, pull, rm};
 use crate::commands::print_schema;
 use crate::commands::probe_upstream::{self, ProbeArgs};
+use crate::commands::reconcile::{self, ReconcileArgs};
+use crate::commands::usage::{self, UsageArgs};
 use crate::config::{Machine, RawConfig, ServeArgs, Settings};
 use crate::telemetry::init_log;
 
@@ -45,6 +47,10 @@ enum Command {
     /// Check the log of what has left this machine
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Print who used what, what it cost, and what answers made here have saved
+    Usage(UsageArgs),
+    /// Compare the ledger with a provider's own bill, and take over what the bill says
+    Reconcile(ReconcileArgs),
     /// Print the OpenAPI description of every route, and stop
     PrintSchema,
     /// Ask an upstream's targets what they can do, by a few tiny requests; says first what they cost
@@ -78,6 +84,8 @@ impl Cli {
             Command::Bundle(command) => command.run(),
             Command::Key(command) => command.run(),
             Command::Audit(command) => command.run(),
+            Command::Usage(args) => usage::run(&args),
+            Command::Reconcile(args) => reconcile::run(&args),
             Command::PrintSchema => print_schema::run(),
             Command::ProbeUpstream(args) => probe_upstream::run(&args),
         }

@@ -8,7 +8,7 @@
 //!  hall      dispatch                    admit, check, decide, carry out, account
 //!  wings     engine │ remote             continuous batching on this machine │ other people's machines
 //!  cellar    model → kernel              tensors; candle lives only here
-//!  pipes     generation · text · guided · wire · route · egress · audit · hub · telemetry     small, under every floor
+//!  pipes     generation · text · guided · wire · route · egress · audit · ledger · hub · telemetry     small, under every floor
 //! ```
 //!
 //! Imports go downward only; `tests/it/architecture.rs` reads them and fails on any other.
@@ -26,7 +26,7 @@
 //! 5. `dispatch/lifecycle.rs` turns tokens into text, finds stop strings, and yields events; in a chat
 //!    `dispatch/chat.rs` tells content, reasoning and calls of tools apart (`text/tool_calls`, `text/reasoning.rs`).
 //! 6. Where there are upstreams, `dispatch/hybrid/` decides first (`route/`, pure) and carries the request out here or
-//!    elsewhere: through the gate (`egress/`, `audit/`), to an upstream (`remote/`), on to the next one if that fails.
+//!    elsewhere: through the gate (`egress/`, `audit/`, `ledger/`), to an upstream (`remote/`), on to the next one if that fails.
 //! 7. `api` writes them as frames or collects them. Dropping the stream, for whatever reason, cancels the
 //!    job at the next step.
 //!
@@ -37,7 +37,7 @@
 //! a family's notation of calls → `text/tool_calls/` · batch shape → `engine/scheduler.rs` · what a token may be
 //! → `engine/logits.rs`, `guided/` · where a model's files come from → `hub/` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
 //! `kernel/cpu/` (twin in `kernel/reference.rs`) · when a request goes elsewhere → `route/decide.rs` · what may leave →
-//! `egress/gate.rs` · a provider's quirk → `remote/translate/` · what a failure means → `remote/errors.rs`, `remote/retry.rs` · a status code → `api/error.rs` · a metric →
+//! `egress/gate.rs` · what may be spent → `ledger/budget.rs` · a provider's quirk → `remote/translate/` · what a failure means → `remote/errors.rs`, `remote/retry.rs` · a status code → `api/error.rs` · a metric →
 //! `telemetry/metrics.rs`.
 
 pub mod api;
@@ -53,6 +53,7 @@ pub mod generation;
 pub mod guided;
 pub mod hub;
 pub mod kernel;
+pub mod ledger;
 pub mod model;
 pub mod remote;
 pub mod route;

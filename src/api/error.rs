@@ -295,8 +295,10 @@ impl From<Error> for ApiError {
                 format!("Request failed during generation: {message}"),
             ),
             ErrorKind::NoTarget => Self::new(StatusCode::FAILED_DEPENDENCY, "generation", message),
-            ErrorKind::Budget => Self {
+            ErrorKind::Budget { resets_after } => Self {
                 is_budget: true,
+                // A second too early is another refusal.
+                retry_after_s: resets_after.map(|wait| wait.as_secs() + 1),
                 no_retry: true,
                 ..Self::new(StatusCode::FAILED_DEPENDENCY, "budget_exceeded", message)
             },
@@ -356,6 +358,12 @@ pub(super) fn unauthorized() -> Response {
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, scheme);
     response
+}
+
+/// The refusal of what is for those who run this server.
+pub(super) fn forbidden() -> ApiError {
+    let text = "This is for keys with `admin = true` in the settings file";
+    ApiError::new(StatusCode::FORBIDDEN, "forbidden", text.to_owned())
 }
 
 /// The answer to a path that leads nowhere.

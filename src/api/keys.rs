@@ -144,6 +144,8 @@ pub struct Key {
     pub limits: KeyLimits,
     /// From when on it is refused.
     pub expires: Option<DateTime<Utc>>,
+    /// Whether its caller runs this server, and may see what others use.
+    pub admin: bool,
 }
 
 /// Who calls. Handlers take it as an argument.
@@ -153,6 +155,8 @@ pub(super) struct Caller {
     pub(super) name: Option<Arc<str>>,
     /// Whose request it is.
     pub(super) tenant: Tenant,
+    /// Whether it runs this server.
+    pub(super) admin: bool,
     /// What it says about routing.
     pub(super) routed: Routed,
     /// What the caller may take and has taken; none if it has no limits of its own.
@@ -165,6 +169,7 @@ impl Caller {
         Self {
             name: None,
             tenant: Tenant::anonymous(),
+            admin: false,
             routed: Routed::default(),
             limits: None,
         }
@@ -217,6 +222,7 @@ impl KeyRing {
                     name: Some(key.name.as_str().into()),
                     routed: Routed::default(),
                     tenant: key.tenant.clone(),
+                    admin: key.admin,
                     limits: Some(Arc::new(Limits::new(&key.name, key.limits))),
                 },
                 key,
@@ -238,11 +244,15 @@ impl KeyRing {
 
     /// Whose key this is, at a time.
     pub(super) fn caller(&self, shown: &[u8], now: DateTime<Utc>) -> Option<Caller> {
+        let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
         if self.api_key.as_ref().is_some_and(|key| key.matches(shown)) {
-            return Some(Caller::anonymous());
+            // Where there is no other, it is the operator's own.
+            return Some(Caller {
+                admin: !named.seen,
+                ..Caller::anonymous()
+            });
         }
         let (id, secret) = split(shown)?;
-        let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
         let entry = named.entries.get(&id)?;
         let expired = entry.key.expires.is_some_and(|end| now >= end);
         (entry.key.hash.matches(secret) && !expired).then(|| entry.caller.clone())
@@ -300,6 +310,7 @@ mod tests {
             hash,
             tenant: Tenant(name.into()),
             limits: KeyLimits::default(),
+            admin: false,
             expires: None,
         }
     }

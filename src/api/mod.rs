@@ -27,6 +27,7 @@ mod routing;
 mod sse;
 mod tgi;
 mod turns;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,7 @@ use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 pub use compat::{Compat, ReasoningFormat};
 pub use keys::{ApiKey, Key, KeyHash, KeyLimits, KeyRing};
 pub use openapi::document;
+pub use usage::{Span, dimensions, told};
 
 use self::error::Dialect;
 use crate::dispatch::Dispatcher;
@@ -199,6 +201,7 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
     // It says what is spent, and where: not for everybody.
     let upstreams = Router::new()
         .route("/health/upstreams", get(ops::upstreams))
+        .route("/usage", get(usage::usage))
         .route_layer(key());
     let health = Router::new()
         .route("/", get(ops::health))

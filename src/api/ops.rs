@@ -102,7 +102,7 @@ fn health_of(target: UpstreamHealth) -> TargetHealth {
             p95: ttft_p95.as_millis() as u64,
         },
         spent_today_usd: spent_today_nusd as f64 / 1e9,
-        max_usd_per_day: max_nusd_per_day as f64 / 1e9,
+        max_usd_per_day: max_nusd_per_day.map(|nusd| nusd as f64 / 1e9),
         catalog_day,
     }
 }
@@ -127,7 +127,7 @@ mod tests {
             ttft_p50: Duration::from_millis(250),
             ttft_p95: Duration::from_secs(2),
             spent_today_nusd: 1_500_000_000,
-            max_nusd_per_day: 2_000_000_000,
+            max_nusd_per_day: Some(2_000_000_000),
             catalog_day: Some("2026-01-31".to_owned()),
         });
         let expected = serde_json::json!({

@@ -10,8 +10,9 @@ use rand_core::{OsRng, TryRngCore};
 use super::AppError;
 use crate::audit;
 use crate::config::Settings;
-use crate::dispatch::{Hybrid, Local};
+use crate::dispatch::{Hybrid, Kept, Local};
 use crate::egress::Gate;
+use crate::ledger::Ledger;
 use crate::remote::control::EndpointState as Endpoint;
 use crate::remote::{Class, EndpointState, Fault, Fetch, Fetched, Question, Remote, catalog};
 use crate::route::{Calibration, DecisionLog, LogThread};
@@ -56,8 +57,10 @@ pub(super) fn open(
     settings: &Settings,
     served: &str,
     local: Option<&Local>,
+    ledger: Option<&Ledger>,
 ) -> Result<Option<(Hybrid, Upkeep)>, AppError> {
-    let (Some(config), Some(log)) = (&settings.remote, &settings.audit) else {
+    let (Some(config), Some(log), Some(ledger)) = (&settings.remote, &settings.audit, ledger)
+    else {
         return Ok(None);
     };
     for upstream in &config.upstreams {
@@ -108,11 +111,14 @@ pub(super) fn open(
     let hybrid = Hybrid::new(
         remote.clone(),
         gate.clone(),
+        Kept {
+            ledger: ledger.clone(),
+            log: decisions,
+        },
         settings.route.clone(),
         served,
         local,
         calibration,
-        decisions,
     );
     tracing::info!("{}", hybrid.sentence(&settings.egress));
     let upkeep = Upkeep {

@@ -14,8 +14,9 @@ use crate::api::KeyRing;
 use crate::config::{Capacity, ConfigError, ModelSource, Settings, describe};
 use crate::dispatch::{Dispatcher, Local};
 use crate::hub::HubError;
+use crate::ledger::{Ledger, Place, StoreError};
 use crate::model::{BLOCK_TOKENS, Cpu, Decoder, ModelError};
-use crate::telemetry::{HistogramRanges, Metrics};
+use crate::telemetry::{HistogramRanges, Metrics, redact};
 use crate::text::TextError;
 use crate::wire::tgi::Info;
 use crate::{api, dispatch, engine, hub};
@@ -75,6 +76,9 @@ pub enum AppError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] StoreError),
     /// Upstreams or their logs cannot be used.
     #[error("{0}")]
     Hybrid(String),
@@ -97,11 +101,12 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
             with_model(&settings)?
         }
     };
-    let opened = hybrid::open(&settings, &info.model_id, local.as_ref())?;
+    let ledger = open_ledger(&settings)?;
+    let opened = hybrid::open(&settings, &info.model_id, local.as_ref(), ledger.as_ref())?;
     let (hybrid, mut upkeep) = opened.unzip();
     let records = upkeep.as_mut().and_then(Upkeep::last_records);
-    let routed = hybrid.is_some();
-    let dispatcher = Dispatcher::new(limits, local, hybrid, metrics);
+    let routed = hybrid.is_some() || ledger.is_some();
+    let dispatcher = Dispatcher::new(limits, local, hybrid, ledger.clone(), metrics);
     let keys = KeyRing::new(settings.api_key.clone(), settings.keys.clone());
     let routes = api::routes(
         api_config(&settings, keys.clone(), routed),
@@ -115,10 +120,24 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
     };
     let ended = server::run(routes, &settings, door, upkeep, || dispatcher.is_idle());
     drop(dispatcher);
+    if let Some(ledger) = ledger {
+        ledger.close();
+    }
     if let Some(records) = records {
         records.wait();
     }
     ended
+}
+
+/// Opens the ledger, where one is kept.
+fn open_ledger(settings: &Settings) -> Result<Option<Ledger>, AppError> {
+    let Some(config) = &settings.ledger else {
+        return Ok(None);
+    };
+    if let Place::Postgres(address) = &config.place {
+        redact::register(address.expose());
+    }
+    Ok(Some(Ledger::open(config.clone())?))
 }
 
 /// What the hall and the door need to know of the model.

@@ -8,3 +8,5 @@ pub mod key;
 pub mod models;
 pub mod print_schema;
 pub mod probe_upstream;
+pub mod reconcile;
+pub mod usage;

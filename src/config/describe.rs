@@ -3,6 +3,7 @@
 use super::egress::LEVELS;
 use super::resolve::Settings;
 use crate::egress::Level;
+use crate::ledger::{Budget, Limit, Place};
 use crate::remote::{
     Billing, Config, EngineKind, Price, ProviderChoice, TargetConfig, UpstreamConfig, UpstreamKind,
 };
@@ -48,7 +49,29 @@ pub fn describe(settings: &Settings) -> Vec<(String, String)> {
     if let Some(audit) = &settings.audit {
         line("audit".to_owned(), audit.path.display().to_string());
     }
+    if let Some(ledger) = &settings.ledger {
+        let place = match &ledger.place {
+            Place::File(path) => path.display().to_string(),
+            Place::Postgres(_) => "a Postgres".to_owned(),
+        };
+        line("ledger".to_owned(), place);
+        for budget in &ledger.budgets {
+            line(format!("budget {}", budget.name), self::budget(budget));
+        }
+    }
     lines
+}
+
+fn budget(budget: &Budget) -> String {
+    let amount = match budget.limit {
+        Limit::Nusd(u64::MAX) => return "counted, and bounded by other budgets".to_owned(),
+        Limit::Nusd(nusd) => format!("{} USD", decimal(nusd, 9)),
+        Limit::Tokens(tokens) => format!("{tokens} tokens"),
+    };
+    let kind = if budget.soft { ", only told of" } else { "" };
+    let each = budget.each.map(|each| format!(" for each {}", each.name()));
+    let each = each.unwrap_or_default();
+    format!("{amount} a {}{each}{kind}", budget.period.name())
 }
 
 fn upstream(upstream: &UpstreamConfig) -> String {
@@ -75,7 +98,9 @@ fn upstream(upstream: &UpstreamConfig) -> String {
         Billing::Own => "own machine".to_owned(),
         Billing::Tokens => format!(
             "at most {} USD a day",
-            decimal(upstream.max_nusd_per_day, 9)
+            upstream
+                .max_nusd_per_day
+                .map_or_else(|| "no bound of its own".to_owned(), |nusd| decimal(nusd, 9))
         ),
     };
     format!("{kind}{engine} at {}, {token}, {money}", upstream.base_url)

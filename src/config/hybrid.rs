@@ -6,6 +6,7 @@ use toml::Value;
 
 use super::egress::{self, AuditSettings};
 use super::keys::Grants;
+use super::ledger;
 use super::remote::{self, Variables};
 use super::resolve::ModelSource;
 use super::route;
@@ -21,6 +22,8 @@ pub(super) struct Sections {
     pub(super) egress: Option<Value>,
     pub(super) providers: Option<Value>,
     pub(super) audit: Option<Value>,
+    pub(super) ledger: Option<Value>,
+    pub(super) budget: Option<Value>,
 }
 
 /// What each floor needs of them.
@@ -29,6 +32,7 @@ pub(super) struct Hybrid {
     pub(super) route: crate::route::Config,
     pub(super) egress: crate::egress::Config,
     pub(super) audit: Option<AuditSettings>,
+    pub(super) ledger: Option<crate::ledger::Config>,
     /// What there is to say about them.
     pub(super) notes: Notes,
 }
@@ -44,7 +48,7 @@ impl Hybrid {
         offline: bool,
     ) -> Self {
         let notes = Notes::about(file);
-        let remote = remote::resolve(sections.remote.as_ref(), variables, &notes);
+        let mut remote = remote::resolve(sections.remote.as_ref(), variables, &notes);
         let local = *model != ModelSource::None;
         let mut route = route::resolve(
             sections.route.as_ref(),
@@ -59,6 +63,13 @@ impl Hybrid {
             .as_ref()
             .and_then(|remote| remote.state_dir.as_deref());
         let audit = egress::audit(sections.audit.as_ref(), remote.is_some(), state_dir, &notes);
+        let ledger = ledger::resolve(
+            (sections.ledger.as_ref(), sections.budget.as_ref()),
+            remote.as_mut(),
+            keys,
+            variables,
+            &notes,
+        );
         route.policies = Policies::new(grants.policies, grants.may_widen);
         egress.keys = grants.keys;
         egress.known = grants.known;
@@ -82,6 +93,7 @@ impl Hybrid {
             route,
             egress,
             audit,
+            ledger,
             notes,
         }
     }

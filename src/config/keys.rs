@@ -46,6 +46,8 @@ pub struct RawKey {
     pub policy: Option<String>,
     /// Whether its callers may ask for a policy that goes further.
     pub may_widen_policy: Option<bool>,
+    /// Whether its caller runs this server, and may see what others use.
+    pub admin: Option<bool>,
 }
 
 /// What keys let their callers' text do.
@@ -65,7 +67,7 @@ pub struct Grants {
     pub may_widen: BTreeSet<String>,
 }
 
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "name",
     "hash",
     "tenant",
@@ -77,6 +79,7 @@ const FIELDS: [&str; 11] = [
     "providers",
     "policy",
     "may_widen_policy",
+    "admin",
 ];
 
 /// Names under which somebody may put the key itself.
@@ -146,8 +149,8 @@ pub(super) fn check_fields(file: &Table) -> Vec<String> {
                 "name" | "hash" | "tenant" | "egress" | "policy" => "a text",
                 "providers" if is_list_of_texts(value) => return None,
                 "providers" => "a list of texts",
-                "may_widen_policy" if value.is_bool() => return None,
-                "may_widen_policy" => "true or false",
+                "may_widen_policy" | "admin" if value.is_bool() => return None,
+                "may_widen_policy" | "admin" => "true or false",
                 "expires" if value.is_str() || value.is_datetime() => return None,
                 "expires" => "a date or a time",
                 field if FIELDS.contains(&field) => match value.as_integer() {
@@ -264,6 +267,7 @@ fn key(raw: RawKey) -> Result<Key, String> {
         providers: _,
         policy: _,
         may_widen_policy: _,
+        admin,
     } = raw;
     let name = name.ok_or("`name` is missing")?;
     let tenant = tenant.unwrap_or_else(|| name.clone());
@@ -291,6 +295,7 @@ fn key(raw: RawKey) -> Result<Key, String> {
             max_concurrent_requests: max_concurrent_requests.and_then(NonZeroU32::new),
         },
         expires: expires.as_ref().map(expiry).transpose()?,
+        admin: admin.unwrap_or(false),
     })
 }
 
@@ -461,6 +466,7 @@ mod tests {
             providers: Some(Vec::new()),
             policy: Some(String::new()),
             may_widen_policy: Some(true),
+            admin: Some(true),
         };
         let table = Table::try_from(all).expect("a table");
         assert_eq!(table.keys().len(), FIELDS.len());

@@ -8,6 +8,7 @@ mod describe;
 mod egress;
 mod hybrid;
 mod keys;
+mod ledger;
 mod machine;
 mod platform;
 mod raw;

@@ -232,6 +232,16 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<Value>,
 
+    /// Where money is written down.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<Value>,
+
+    /// How much of it there is.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Value>,
+
     /// Variables that those settings name or depend on, as far as they are set.
     #[arg(skip)]
     #[serde(skip)]
@@ -411,8 +421,8 @@ impl RawConfig {
     pub(super) fn with_variables(mut self, variable: impl Fn(&str) -> Option<String>) -> Self {
         let fixed = FIXED_VARIABLES.iter().chain(&HubSettings::VARIABLES);
         let mut names: Vec<String> = fixed.map(|&name| name.to_owned()).collect();
-        if let Some(remote) = &self.remote {
-            token_variables(remote, &mut names);
+        for section in [&self.remote, &self.ledger].into_iter().flatten() {
+            token_variables(section, &mut names);
         }
         for name in names {
             if let Some(text) = variable(&name).filter(|text| !text.is_empty()) {
@@ -473,17 +483,31 @@ fn without_texts(message: &str) -> String {
 }
 
 /// Tables that stand in the file only.
-const SECTIONS: [&str; 6] = ["keys", "remote", "route", "egress", "providers", "audit"];
+const SECTIONS: [&str; 8] = [
+    "keys",
+    "remote",
+    "route",
+    "egress",
+    "providers",
+    "audit",
+    "ledger",
+    "budget",
+];
 /// Variables that no setting names and that count all the same.
 const FIXED_VARIABLES: [&str; 1] = ["XDG_STATE_HOME"];
 
-/// The variables that fields `token_env` name, however deep they stand.
+/// Fields that name a variable which holds a secret.
+const VARIABLE_FIELDS: [&str; 3] = ["token_env", "url_env", "secret_env"];
+
+/// The variables that such fields name, however deep they stand.
 fn token_variables(value: &Value, names: &mut Vec<String>) {
     match value {
         Value::Table(table) => {
             for (field, value) in table {
                 match value.as_str() {
-                    Some(name) if field == "token_env" && is_variable(name) => {
+                    Some(name)
+                        if VARIABLE_FIELDS.contains(&field.as_str()) && is_variable(name) =>
+                    {
                         names.push(name.to_owned());
                     }
                     _ => token_variables(value, names),

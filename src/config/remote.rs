@@ -16,9 +16,9 @@ use super::raw::nearest;
 use super::secrets::secret_in;
 use super::section::{Notes, Section, is_plain_name};
 use crate::remote::{
-    AdaptiveConfig, Billing, BreakerConfig, Capabilities, Clocks, ColdStartConfig, Config,
-    ControlPlane, EngineKind, Fidelity, Limits, ParkingConfig, Price, ProviderChoice, RetryConfig,
-    Secret, TargetConfig, UpstreamConfig, UpstreamKind,
+    AdaptiveConfig, Billing, BreakerConfig, CancelSettle, Capabilities, Clocks, ColdStartConfig,
+    Config, ControlPlane, EngineKind, Fidelity, Limits, ParkingConfig, Price, ProviderChoice,
+    RetryConfig, Secret, TargetConfig, UpstreamConfig, UpstreamKind,
 };
 
 /// Variables of the environment that settings name, and their values.
@@ -130,7 +130,7 @@ fn named_once<'a, T>(
 }
 
 /// The folder for state where none is named: that of the user.
-fn default_state_dir(variables: &Variables) -> Option<PathBuf> {
+pub(super) fn default_state_dir(variables: &Variables) -> Option<PathBuf> {
     let folder = |name| {
         let path = PathBuf::from(variables.get(name)?.expose());
         path.is_absolute().then_some(path)
@@ -465,7 +465,7 @@ fn upstream(mut section: Section<'_>, variables: &Variables) -> Option<UpstreamC
         chat_path: chat_path.map(str::to_owned),
         control,
         scales_to_zero,
-        max_nusd_per_day: max_nusd_per_day.unwrap_or(0),
+        max_nusd_per_day,
         max_concurrency,
         rpm,
         tpm,
@@ -666,6 +666,13 @@ fn target(
     let capabilities = capabilities(&mut section);
     let same_model = section.flag("same_model").unwrap_or(false);
     let max_cost_nusd = section.dollars("max_usd_per_request", 9, MOST_MONEY);
+    let cancels = [
+        ("shown", CancelSettle::Shown),
+        ("reserved", CancelSettle::Reserved),
+    ];
+    let cancel = section
+        .choice("cancel_settle", &cancels)
+        .unwrap_or_default();
     let (upstream, model, provider) = match (upstream, model, provider) {
         (Some(upstream), Some(model), Some(provider)) => (upstream, model, provider),
         _ => {
@@ -686,17 +693,15 @@ fn target(
     }
     section.call(format!("target `{name}`"));
     let own = upstream.billing == Billing::Own;
+    if !own && price.is_some_and(|price| price.input_pusd == 0 && price.output_pusd == 0) {
+        section.fault("a `price` of 0 would let budgets count nothing; where tokens cost nothing, say `billing = \"own\"` of the upstream");
+    }
     let price = price.or(own.then_some(Price::FREE));
     let free = price.is_some_and(|p| {
         p.input_pusd == 0 && p.output_pusd == 0 && p.cached_pusd.unwrap_or(0) == 0
     });
     if price.is_none() && upstream.kind != UpstreamKind::HfRouter {
         section.warn("its price is not known, so it is never used; give `price = { input = …, output = … }` in US dollars a million tokens");
-    } else if !free && upstream.max_nusd_per_day == 0 {
-        section.warn(format_args!(
-            "it costs money, and upstream `{}` may spend none, so it is never used; set `max_usd_per_day` of that upstream",
-            upstream.name
-        ));
     } else if !free && max_cost_nusd == Some(0) {
         section.warn("it costs money, and `max_usd_per_request` is 0, so it is never used; raise it or leave it out");
     }
@@ -711,6 +716,7 @@ fn target(
         capabilities,
         same_model,
         max_cost_nusd,
+        cancel,
     })
 }
 

@@ -128,6 +128,8 @@ pub struct Settings {
     pub egress: egress::Config,
     /// Where it is written down what has left; none without an upstream.
     pub audit: Option<AuditSettings>,
+    /// Where money is written down, and how much there is; none where nothing is kept.
+    pub ledger: Option<crate::ledger::Config>,
     /// What the operator should know, to be logged once logging runs.
     pub warnings: Vec<String>,
     max_concurrent_requests: NonZeroUsize,
@@ -240,6 +242,8 @@ impl Settings {
             egress,
             providers,
             audit,
+            ledger,
+            budget,
             variables,
             secrets,
             tgi_only,
@@ -318,6 +322,8 @@ impl Settings {
             egress,
             providers,
             audit,
+            ledger,
+            budget,
         };
         let hybrid = Hybrid::resolve(
             &sections,
@@ -332,6 +338,7 @@ impl Settings {
             route,
             egress,
             audit,
+            ledger,
             notes,
         } = hybrid;
         let (found, noted) = notes.into_parts();
@@ -411,6 +418,7 @@ impl Settings {
             route,
             egress,
             audit,
+            ledger,
             warnings,
         };
         if let Some(mode) = numerics

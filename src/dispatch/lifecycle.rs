@@ -17,9 +17,10 @@ use super::local::{Local, Ready};
 use super::transcript::{Piece, Transcript};
 use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
 use crate::generation::{
-    Error, ErrorKind, Event, EventStream, Finish, FinishReason, PromptToken, Request, RequestId,
-    Started, Timings, TokenEvent, TokenId, TokenInfo, Usage,
+    Error, ErrorKind, Event, EventStream, Finish, FinishReason, PromptToken, Reason, Request,
+    RequestId, RouteNote, Side, Started, Timings, TokenEvent, TokenId, TokenInfo, Usage,
 };
+use crate::ledger::{Closing, Ledger, Tab};
 use crate::telemetry::{Failure, Metrics};
 use crate::text::Detokenizer;
 
@@ -31,13 +32,29 @@ pub(super) async fn start(
     inner: &Arc<Inner>,
     request: Request,
     permit: Permit,
+    ledger: Option<&Ledger>,
 ) -> Result<EventStream, Error> {
     let local = inner.local()?;
     let id = inner.next_id();
     let span = tracing::debug_span!("request", %id);
     let prepared = local.prepare(&inner.config, &request, &inner.metrics);
     let ready = in_time(request.deadline, prepared.instrument(span)).await??;
-    submit(inner, local, id, &request, ready, permit, Arc::default())
+    let tab = ledger.map(|ledger| super::admit(ledger, &request, ""));
+    if let Some(tab) = &tab {
+        tab.begin();
+        let reason = Reason::LocalOk;
+        request.note.update(|note| *note = RouteNote::local(reason));
+    }
+    submit(
+        inner,
+        local,
+        id,
+        &request,
+        ready,
+        permit,
+        Arc::default(),
+        tab,
+    )
 }
 
 /// What comes of a future, unless the deadline passes before.
@@ -53,9 +70,11 @@ pub(super) async fn in_time<T>(
     }
 }
 
-/// Hands a prepared sequence to the engine, which sets `begun` with its first step.
+/// Hands a prepared sequence to the engine, which sets `begun` with its first step. A `tab` is closed with the
+/// answer's end.
 ///
 /// Errors: overloaded, generation (the engine has stopped).
+#[allow(clippy::too_many_arguments)] // Each is a part of one job; a struct of them would be unpacked at once.
 pub(super) fn submit(
     inner: &Arc<Inner>,
     local: &Arc<Local>,
@@ -64,6 +83,7 @@ pub(super) fn submit(
     ready: Ready,
     permit: Permit,
     begun: Arc<AtomicBool>,
+    tab: Option<Tab>,
 ) -> Result<EventStream, Error> {
     let Ready {
         prompt,
@@ -119,7 +139,9 @@ pub(super) fn submit(
         accepted_at: request.accepted_at,
         queued_at,
         started_at: queued_at,
+        first_token_at: None,
         ended: false,
+        tab,
         _permit: permit,
     };
     Ok(EventStream::new(Watched::new(answer, request.deadline)))
@@ -140,7 +162,9 @@ struct Answer {
     accepted_at: Instant,
     queued_at: Instant,
     started_at: Instant,
+    first_token_at: Option<Instant>,
     ended: bool,
+    tab: Option<Tab>,
     _permit: Permit,
 }
 
@@ -178,7 +202,24 @@ impl Answer {
             count_error(&self.inner.metrics, &error);
         }
         tracing::debug!(id = %self.id, %error, "request failed");
+        self.close(format!("{:?}", error.kind));
         error
+    }
+
+    /// Closes the request's account, if it has one.
+    fn close(&mut self, outcome: String) {
+        let Some(tab) = self.tab.take() else { return };
+        let began = self.generated_tokens > 0;
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        tab.close(Closing {
+            side: began.then_some(Side::Local),
+            reason: Some(Reason::LocalOk.to_string()),
+            usage: Some(Usage::counted(self.input_tokens, self.generated_tokens)),
+            ttft_ms: self.first_token_at.map(|at| ms(at - self.accepted_at)),
+            total_ms: ms(self.accepted_at.elapsed()),
+            outcome,
+            ..Closing::default()
+        });
     }
 
     fn started(&self, logprobs: &[f32]) -> Result<Started, Error> {
@@ -204,6 +245,7 @@ impl Answer {
             top,
         } = sampled;
         self.generated_tokens += 1;
+        self.first_token_at.get_or_insert_with(Instant::now);
         let special = self.local.tokenizer.is_special(id);
         let piece = self.transcript.push(id, ended.is_some());
         let Piece {
@@ -260,6 +302,7 @@ impl Answer {
             observe_success(&self.inner.metrics, &timings, self.generated_tokens);
         }
         self.inner.pace.record(timings.total);
+        self.close(format!("{reason:?}").to_lowercase());
         tracing::info!(
             id = %self.id,
             input_tokens = self.input_tokens,
@@ -373,6 +416,7 @@ impl Drop for Answer {
             self.inner.metrics.count_failure(Failure::Dropped);
             tracing::debug!(id = %self.id, "the caller left");
         }
+        self.close("dropped".to_owned());
     }
 }
 
@@ -413,9 +457,10 @@ pub(super) fn count_error(metrics: &Metrics, error: &Error) {
         }
         ErrorKind::Template => Failure::Template,
         ErrorKind::Overloaded { .. } => Failure::Overloaded,
-        ErrorKind::Generation | ErrorKind::NoTarget | ErrorKind::Budget | ErrorKind::Unhealthy => {
-            Failure::Generation
-        }
+        ErrorKind::Generation
+        | ErrorKind::NoTarget
+        | ErrorKind::Budget { .. }
+        | ErrorKind::Unhealthy => Failure::Generation,
         ErrorKind::Incomplete => Failure::Incomplete,
         ErrorKind::DeadlineExceeded => Failure::Timeout,
     });

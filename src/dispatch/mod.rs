@@ -14,7 +14,7 @@ mod untemplate;
 
 pub use admission::Permit;
 pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatStream, PreparedChat};
-pub use hybrid::{Hybrid, UpstreamHealth};
+pub use hybrid::{Hybrid, Kept, UpstreamHealth, daily_budget};
 pub use local::Local;
 
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use crate::generation::{
     Conversation, Error, Event, EventStream, Grammar, Message, Request, RequestId, RouteAsk, Side,
     TokenId,
 };
+use crate::ledger::{ANONYMOUS, Ledger, Standing, Tab, Who};
 use crate::telemetry::{Failure, Metrics};
 use crate::text::Encoding;
 use futures::StreamExt;
@@ -62,6 +63,8 @@ struct Inner {
     local: Option<Arc<Local>>,
     /// None when there is nowhere else to go.
     hybrid: Option<Arc<Hybrid>>,
+    /// None where nothing is kept of requests.
+    ledger: Option<Ledger>,
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
     pace: admission::Pace,
@@ -74,6 +77,7 @@ impl Dispatcher {
         config: Config,
         local: Option<Local>,
         hybrid: Option<Hybrid>,
+        ledger: Option<Ledger>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
@@ -82,6 +86,7 @@ impl Dispatcher {
                 config,
                 local: local.map(Arc::new),
                 hybrid: hybrid.map(Arc::new),
+                ledger,
                 metrics,
                 permits,
                 pace: admission::Pace::default(),
@@ -98,6 +103,17 @@ impl Dispatcher {
     /// Names that callers may use beside that of the model served here.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.inner.hybrid.iter().flat_map(|hybrid| hybrid.names())
+    }
+
+    /// The ledger, where one is kept.
+    pub fn ledger(&self) -> Option<&Ledger> {
+        self.inner.ledger.as_ref()
+    }
+
+    /// How every budget stands.
+    pub fn budgets(&self) -> Vec<Standing> {
+        let ledger = self.inner.ledger.as_ref();
+        ledger.map(Ledger::standings).unwrap_or_default()
     }
 
     /// Every target's state, for operators; none where there is nowhere else to go.
@@ -127,6 +143,13 @@ impl Dispatcher {
 
     /// All metrics, written out.
     pub fn metrics(&self) -> String {
+        for standing in self.budgets() {
+            let unit = standing.limit.unit();
+            let limit = standing.limit.amount();
+            let limit = (limit < u64::MAX).then_some(limit as f64 / unit);
+            let used = standing.used as f64 / unit;
+            self.inner.metrics.show_budget(&standing.name, used, limit);
+        }
         self.inner.metrics.render()
     }
 
@@ -178,7 +201,9 @@ impl Dispatcher {
         let accounted = request.accounted;
         let result = match &self.inner.hybrid {
             Some(hybrid) => hybrid::answer(&self.inner, hybrid, request, permit).await,
-            None => lifecycle::start(&self.inner, request, permit).await,
+            None => {
+                lifecycle::start(&self.inner, request, permit, self.inner.ledger.as_ref()).await
+            }
         };
         if let Err(error) = &result
             && accounted
@@ -257,7 +282,7 @@ impl Dispatcher {
             deadline: Some(now + HEALTH_PROBE_TIME),
             ..Request::of("liveness")
         };
-        let stream = lifecycle::start(&self.inner, probe, Permit::none()).await;
+        let stream = lifecycle::start(&self.inner, probe, Permit::none(), None).await;
         let mut stream = stream.map_err(|_| Error::unhealthy())?;
         while let Some(event) = stream.next().await {
             match event {
@@ -298,6 +323,25 @@ fn is_short(conversation: &Conversation) -> bool {
         && messages.iter().all(plain)
         && texts.map(String::len).sum::<usize>() <= INLINE_CONVERSATION_BYTES
 }
+
+/// Opens a request's account.
+fn admit(ledger: &Ledger, request: &Request, model: &str) -> Tab {
+    let route = &request.route;
+    ledger.admit(Who {
+        request_id: Arc::clone(&route.request_id),
+        key: route.key.clone().unwrap_or_else(|| ANONYMOUS.into()),
+        tenant: Arc::clone(&request.tenant.0),
+        path: Arc::clone(&route.path),
+        stream: route.stream,
+        model: match model {
+            "" => DEFAULT_MODEL.into(),
+            name => name.into(),
+        },
+    })
+}
+
+/// The default model's name in the ledger.
+const DEFAULT_MODEL: &str = "default";
 
 /// How long the health probe's token may take.
 const HEALTH_PROBE_TIME: Duration = Duration::from_secs(10);

@@ -1,19 +1,22 @@
-//! The gate itself: every check in one place, the day's money, the audit line, and then the passport.
+//! The gate itself: every check in one place, money held in the ledger, the audit line, and then the passport.
 //!
-//! It fails closed: whatever it cannot decide, count or write down does not leave. The checks are pure and
-//! made anew for each departure, whatever was looked up before; money is promised before the audit line is
-//! written and given back when it cannot be, so that no moment exists in which two departures hold the same money.
+//! It fails closed: whatever it cannot decide, hold or write down does not leave. The checks are pure and made
+//! anew for each departure, whatever was looked up before. Money is held and the line written at the same time;
+//! if either fails, the money is given back, and a second line says that nothing was sent.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::types::{
     Action, Config, Demand, Denied, Departure, Destination, Facts, Grant, Level, Passport, Purpose,
     Settled,
 };
 use crate::audit::{Done, Log, Record, Sent};
+use crate::ledger::{Amount, Attempt, Held, Refused, Tab};
 
 /// Why metadata are asked for, in the audit log.
 const METADATA: &str = "metadata";
@@ -26,8 +29,8 @@ struct Inner {
     config: Config,
     grants: RwLock<Grants>,
     audit: Option<Log>,
-    spent: Mutex<HashMap<Arc<str>, Day>>,
-    now: fn() -> SystemTime,
+    /// Until when nothing leaves, and why.
+    contained: RwLock<Option<(SystemTime, String)>>,
 }
 
 /// Who may let what leave, as last read from the settings.
@@ -40,21 +43,9 @@ struct Grants {
     nobody: Grant,
 }
 
-/// What is spent or promised on one day (UTC).
-#[derive(Clone, Copy, Default)]
-struct Day {
-    /// Days since 1970.
-    number: u64,
-    nusd: u64,
-}
-
 impl Gate {
     /// A gate for these settings. Without an audit log nothing passes.
-    pub fn new(config: Config, audit: Option<Log>) -> Self {
-        Self::with_clock(config, audit, SystemTime::now)
-    }
-
-    fn with_clock(mut config: Config, audit: Option<Log>, now: fn() -> SystemTime) -> Self {
+    pub fn new(mut config: Config, audit: Option<Log>) -> Self {
         let grants = Grants {
             anonymous: std::mem::take(&mut config.anonymous),
             default: std::mem::take(&mut config.default),
@@ -66,8 +57,7 @@ impl Gate {
             config,
             grants: RwLock::new(grants),
             audit,
-            spent: Mutex::default(),
-            now,
+            contained: RwLock::default(),
         }))
     }
 
@@ -127,14 +117,45 @@ impl Gate {
         self.0.audit.as_ref().map(|_| ()).ok_or(Denied::Audit)
     }
 
+    /// Keeps every caller's text here for a time; a longer time that was set before stays.
+    pub fn contain(&self, time: Duration, why: &str) {
+        let until = SystemTime::now() + time;
+        let mut contained = self
+            .0
+            .contained
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if contained.as_ref().is_none_or(|(before, _)| *before < until) {
+            *contained = Some((until, why.to_owned()));
+        }
+    }
+
+    /// Until when every caller's text is kept here, and why.
+    pub fn contained(&self) -> Option<(SystemTime, String)> {
+        let contained = self
+            .0
+            .contained
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        contained
+            .as_ref()
+            .filter(|(until, _)| now < *until)
+            .cloned()
+    }
+
     /// Lets bytes leave, once, to one destination.
     ///
-    /// Every check of [`Gate::permits`] is made anew; then come size, price and the day's money, and the
-    /// audit line, which is durable when this returns. What carries no caller's text (waking, probing,
-    /// metadata) needs no key's permission and must name no texts. Dropping the future gives the money back.
+    /// Every check of [`Gate::permits`] is made anew; then come size and price, the money and the audit line, both
+    /// durable when this returns. What carries no caller's text (waking, probing, metadata) needs no key's
+    /// permission and must name no texts. Dropping the future gives the money back. The money is what whoever
+    /// sends has to settle; where there is no account there is none.
     ///
-    /// Errors: the first thing that speaks against it. Nothing was sent, and no money is promised, then.
-    pub async fn may_leave(&self, departure: Departure<'_>) -> Result<Passport, Denied> {
+    /// Errors: the first thing that speaks against it. Nothing was sent, and no money is held, then.
+    pub async fn may_leave(
+        &self,
+        departure: Departure<'_>,
+    ) -> Result<(Passport, Option<Held>), Denied> {
         let Departure {
             request_id,
             key,
@@ -143,7 +164,9 @@ impl Gate {
             reason,
             texts,
             body,
-            worst_cost_nusd,
+            worst,
+            basis,
+            tab,
         } = departure;
         let level = if carries_text(purpose) {
             Some(self.check(key, destination, texts)?)
@@ -160,10 +183,31 @@ impl Gate {
             let bytes = body.len();
             return Err(Denied::Size { bytes, most });
         }
-        let worst = worst_cost_nusd
-            .ok_or_else(|| Denied::PriceUnknown(destination.target.as_ref().to_owned()))?;
+        let worst =
+            worst.ok_or_else(|| Denied::PriceUnknown(destination.target.as_ref().to_owned()))?;
         let audit = self.0.audit.as_ref().ok_or(Denied::Audit)?;
-        let promise = self.promise(&destination.upstream, worst)?;
+        if tab.is_none() && worst.nusd > 0 {
+            return Err(Denied::Ledger);
+        }
+        let attempt = |tab: &Tab| Attempt {
+            purpose: purpose.name(),
+            reason: reason.to_string(),
+            target: Arc::clone(&destination.target),
+            spender: tab.spender(
+                &destination.model,
+                destination.provider.as_ref(),
+                &destination.upstream,
+            ),
+            worst,
+            basis: Arc::clone(basis),
+        };
+        let attempt = tab.map(|tab| (tab, attempt(tab)));
+        // No line is written about what there is plainly no money for.
+        if let Some((tab, attempt)) = &attempt
+            && let Some(exceeded) = tab.look(attempt)
+        {
+            return Err(Denied::Money(Box::new(exceeded)));
+        }
         let prints = audit.fingerprint(texts);
         let sent = Sent {
             request: request_id.to_owned(),
@@ -182,19 +226,45 @@ impl Gate {
                 Purpose::Metadata => METADATA.to_owned(),
                 _ => reason.to_string(),
             },
-            worst_cost_nusd: worst,
+            worst_cost_nusd: worst.nusd,
         };
-        if let Err(problem) = audit.write(Record::Send(Box::new(sent))).await {
+        let hold = async {
+            match attempt {
+                Some((tab, attempt)) => tab.reserve(attempt).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let line = audit.write(Record::Send(Box::new(sent)));
+        let (held, written) = tokio::join!(hold, line);
+        if let Err(problem) = written {
             tracing::error!(%problem, request_id, "nothing may leave");
             return Err(Denied::Audit);
         }
-        promise.keep();
-        Ok(Passport {
+        let mut held = match held {
+            Ok(held) => held,
+            Err(refused) => {
+                let settled = Settled {
+                    status: "not_sent".to_owned(),
+                    bytes_in: 0,
+                    cost_nusd: Some(0),
+                };
+                self.settled(request_id, destination, settled);
+                return Err(match refused {
+                    Refused::Exceeded(exceeded) => Denied::Money(exceeded),
+                    Refused::Store(_) | Refused::Closed => Denied::Ledger,
+                });
+            }
+        };
+        if let Some(held) = &mut held {
+            held.sent();
+        }
+        let passport = Passport {
             destination: destination.clone(),
             purpose,
             body,
             request_id: request_id.to_owned(),
-        })
+        };
+        Ok((passport, held))
     }
 
     /// Lets a question about names, prices or states leave: no body, no caller's text, no money.
@@ -209,9 +279,12 @@ impl Gate {
             reason: &crate::generation::Reason::PolicyRemote,
             texts: &[],
             body: bytes::Bytes::new(),
-            worst_cost_nusd: Some(0),
+            worst: Some(Amount::default()),
+            basis: &"free".into(),
+            tab: None,
         })
         .await
+        .map(|(passport, _)| passport)
     }
 
     /// Writes down what became of something that left. Nothing waits for it; a line that cannot be written
@@ -233,14 +306,6 @@ impl Gate {
         }
     }
 
-    /// Nano-USD spent or promised at an upstream since midnight (UTC), each request at its worst case.
-    pub fn spent_today(&self, upstream: &str) -> u64 {
-        let today = day_of((self.0.now)());
-        let spent = self.0.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        let day = spent.get(upstream).filter(|day| day.number >= today);
-        day.map_or(0, |day| day.nusd)
-    }
-
     /// The checks that a caller's texts must pass, and the level by which they did.
     fn check(
         &self,
@@ -250,6 +315,10 @@ impl Gate {
     ) -> Result<Level, Denied> {
         self.screen(texts)?;
         self.online(destination)?;
+        if let Some((until, why)) = self.contained() {
+            let until = DateTime::<Utc>::from(until).to_rfc3339_opts(SecondsFormat::Secs, true);
+            return Err(Denied::Contained { until, why });
+        }
         let level = {
             let grants = self.0.grants.read().unwrap_or_else(PoisonError::into_inner);
             let grant = grants.of(key);
@@ -276,35 +345,6 @@ impl Gate {
         let found = rules.find(|rule| texts.iter().any(|text| rule.pattern.is_match(text)));
         found.map(|rule| rule.name.clone())
     }
-
-    /// Takes the worst case out of the day's money: compared and added under one lock, so that many at
-    /// once cannot take more than there is.
-    fn promise(&self, upstream: &Arc<str>, nusd: u64) -> Result<Promise<'_>, Denied> {
-        let limit = self.0.config.daily_nusd.get(upstream.as_ref());
-        let limit = limit.copied().unwrap_or(0);
-        let today = day_of((self.0.now)());
-        let mut spent = self.0.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        let day = spent.entry(Arc::clone(upstream)).or_default();
-        // A clock that is set back begins no new day.
-        if day.number < today {
-            *day = Day {
-                number: today,
-                nusd: 0,
-            };
-        }
-        if nusd > 0 {
-            let after = day.nusd.checked_add(nusd).filter(|&after| after <= limit);
-            day.nusd = after.ok_or_else(|| Denied::Money(upstream.as_ref().to_owned()))?;
-        }
-        Ok(Promise {
-            gate: &self.0,
-            upstream: Arc::clone(upstream),
-            day: Day {
-                number: day.number,
-                nusd,
-            },
-        })
-    }
 }
 
 impl fmt::Debug for Gate {
@@ -324,35 +364,6 @@ impl Grants {
                 // A key that was taken away while its request waited.
                 None => &self.nobody,
             },
-        }
-    }
-}
-
-/// Money that is held for one departure. Dropping it gives the money back, unless it was kept.
-struct Promise<'a> {
-    gate: &'a Inner,
-    upstream: Arc<str>,
-    day: Day,
-}
-
-impl Promise<'_> {
-    fn keep(mut self) {
-        self.day.nusd = 0;
-    }
-}
-
-impl Drop for Promise<'_> {
-    fn drop(&mut self) {
-        let mut spent = self
-            .gate
-            .spent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // What was held on a day that is over is owed to nobody.
-        if let Some(day) = spent.get_mut(&self.upstream)
-            && day.number == self.day.number
-        {
-            day.nusd = day.nusd.saturating_sub(self.day.nusd);
         }
     }
 }
@@ -430,13 +441,6 @@ fn unmet(demand: &Demand, facts: &Facts) -> Option<&'static str> {
         .into_iter()
         .find(|(met, _)| !met)
         .map(|(_, name)| name)
-}
-
-/// Days since 1970, UTC.
-fn day_of(now: SystemTime) -> u64 {
-    const DAY: u64 = 24 * 60 * 60;
-    let since = now.duration_since(SystemTime::UNIX_EPOCH);
-    since.unwrap_or(Duration::ZERO).as_secs() / DAY
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The gate against a reference that is too simple to be wrong, its money under a crowd, and its audit lines.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -10,6 +10,54 @@ use super::*;
 use crate::audit::{self, Settings};
 use crate::egress::ContentRule;
 use crate::generation::Reason;
+use crate::ledger::{self, Budget, Ledger, Place, Scope, Who};
+
+static BASIS: LazyLock<Arc<str>> = LazyLock::new(|| "override".into());
+
+/// A ledger with a day's money for one upstream, and none for any other.
+fn ledger(folder: &Path, hf_nusd: u64) -> Ledger {
+    let of = |upstream: &str, nusd| Budget {
+        scope: Scope {
+            upstream: Some(upstream.into()),
+            ..Scope::default()
+        },
+        ..Budget::daily(upstream, nusd)
+    };
+    Ledger::open(ledger::Config {
+        place: Place::File(folder.join("ledger.db")),
+        budgets: vec![of("hf", hf_nusd), of("other", 0)],
+        zone: chrono_tz::Tz::UTC,
+        keep: Duration::from_secs(86_400),
+        max_bytes: 1 << 30,
+    })
+    .expect("a ledger")
+}
+
+fn tab(ledger: &Ledger) -> Tab {
+    ledger.admit(Who {
+        request_id: "r1".into(),
+        key: "anonymous".into(),
+        tenant: "anonymous".into(),
+        path: "/".into(),
+        stream: false,
+        model: "m".into(),
+    })
+}
+
+/// Nano-USD spent or held of an upstream's day.
+fn spent(ledger: &Ledger, upstream: &str) -> u64 {
+    let standings = ledger.standings();
+    let of = standings.iter().find(|standing| standing.name == upstream);
+    of.map_or(0, |standing| standing.used)
+}
+
+/// The name of the budget that does not suffice.
+fn exceeded<T: fmt::Debug>(outcome: Result<T, Denied>) -> String {
+    match outcome {
+        Err(Denied::Money(exceeded)) => exceeded.budget,
+        other => panic!("no budget speaks against it: {other:?}"),
+    }
+}
 
 fn log(folder: &Path) -> Log {
     let path = folder.join("audit.jsonl");
@@ -43,7 +91,9 @@ fn departure<'a>(to: &'a Destination, texts: &'a [&'a str], worst: Option<u64>) 
         reason: &Reason::PolicyRemote,
         texts,
         body: Bytes::from_static(b"body"),
-        worst_cost_nusd: worst,
+        worst: worst.map(|nusd| Amount { nusd, tokens: 0 }),
+        basis: &BASIS,
+        tab: None,
     }
 }
 
@@ -53,7 +103,6 @@ fn open_config() -> Config {
             level: Level::Any,
             ..Grant::default()
         },
-        daily_nusd: [("hf".to_owned(), 10)].into(),
         ..Config::default()
     }
 }
@@ -94,10 +143,13 @@ async fn the_line_stands_before_the_passport_and_holds_no_text() {
     let to = destination();
     let log = log(folder.path());
     let gate = Gate::new(open_config(), Some(log.clone()));
-    let passport = gate
-        .may_leave(departure(&to, &["a private text", "hi"], Some(7)))
-        .await;
-    let passport = passport.expect("a passport");
+    let ledger = ledger(folder.path(), 10);
+    let tab = tab(&ledger);
+    let leaving = Departure {
+        tab: Some(&tab),
+        ..departure(&to, &["a private text", "hi"], Some(7))
+    };
+    let (passport, held) = gate.may_leave(leaving).await.expect("a passport");
     let line = &lines(folder.path())[0];
     assert_eq!(line["kind"], "send");
     assert_eq!(line["request"], "r1");
@@ -109,7 +161,8 @@ async fn the_line_stands_before_the_passport_and_holds_no_text() {
     assert_eq!(line["hmac"], print.whole);
     assert_eq!(line["texts"][0], print.texts[0]);
     assert!(!line.to_string().contains("private"));
-    assert_eq!(gate.spent_today("hf"), 7);
+    assert_eq!(held.map(|held| held.worst_nusd()), Some(7));
+    assert_eq!(spent(&ledger, "hf"), 7);
     assert_eq!(passport.spend(), (to.clone(), Bytes::from_static(b"body")));
     gate.settled(
         "r1",
@@ -137,102 +190,107 @@ async fn a_log_that_cannot_be_written_denies_and_gives_the_money_back() {
         folder.path().join("audit.jsonl"),
         folder.path().join("away"),
     );
+    let ledger = ledger(folder.path(), 10);
+    let tab = tab(&ledger);
+    let leaving = || Departure {
+        tab: Some(&tab),
+        ..departure(&to, &["x"], Some(10))
+    };
     std::fs::rename(&path, &away).expect("moved");
-    let denied = gate.may_leave(departure(&to, &["x"], Some(10))).await;
+    let denied = gate.may_leave(leaving()).await;
     assert_eq!(denied.err(), Some(Denied::Audit));
-    assert_eq!(gate.spent_today("hf"), 0);
+    ledger.flush().await;
+    assert_eq!(spent(&ledger, "hf"), 0);
     std::fs::rename(&away, &path).expect("moved back");
-    assert!(
-        gate.may_leave(departure(&to, &["x"], Some(10)))
-            .await
-            .is_ok()
-    );
-    assert_eq!(gate.spent_today("hf"), 10);
-}
-
-#[test]
-fn money_that_was_not_kept_is_given_back() {
-    let gate = Gate::new(open_config(), None);
-    let promise = gate.promise(&"hf".into(), 10);
-    assert_eq!(gate.spent_today("hf"), 10);
-    assert!(gate.promise(&"hf".into(), 1).is_err());
-    drop(promise);
-    assert_eq!(gate.spent_today("hf"), 0);
-    gate.promise(&"hf".into(), 4).expect("money").keep();
-    assert_eq!(gate.spent_today("hf"), 4);
+    assert!(gate.may_leave(leaving()).await.is_ok());
+    assert_eq!(spent(&ledger, "hf"), 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_at_once_get_what_there_is_money_for() {
     let folder = tempfile::tempdir().expect("a folder");
-    let gate = Gate::new(open_config(), Some(log(folder.path())));
+    let log = log(folder.path());
+    let gate = Gate::new(open_config(), Some(log.clone()));
+    let ledger = ledger(folder.path(), 10);
     let tasks: Vec<_> = (0..200)
         .map(|_| {
-            let gate = gate.clone();
+            let (gate, tab) = (gate.clone(), tab(&ledger));
             tokio::spawn(async move {
-                gate.may_leave(departure(&destination(), &["x"], Some(1)))
-                    .await
-                    .map(|_| ())
+                let to = destination();
+                let leaving = Departure {
+                    tab: Some(&tab),
+                    ..departure(&to, &["x"], Some(1))
+                };
+                gate.may_leave(leaving).await.map(|(_, held)| held)
             })
         })
         .collect();
-    let mut passports = 0;
+    let mut passports = Vec::new();
     for task in tasks {
         match task.await.expect("a task") {
-            Ok(()) => passports += 1,
-            Err(denied) => assert_eq!(denied, Denied::Money("hf".to_owned())),
+            Ok(held) => passports.push(held),
+            Err(denied) => assert_eq!(exceeded(Err::<(), _>(denied)), "hf"),
         }
     }
-    assert_eq!(passports, 10);
-    assert_eq!(lines(folder.path()).len(), 10);
-    assert_eq!(gate.spent_today("hf"), 10);
-}
-
-static NOW: AtomicU64 = AtomicU64::new(0);
-
-fn set_clock(seconds: u64) {
-    NOW.store(seconds, Ordering::SeqCst);
+    assert_eq!(passports.len(), 10);
+    // Of those that were refused when the money was held, a second line says that nothing was sent.
+    log.flush().await.expect("a log");
+    let (mut sent, mut refused) = (0, 0);
+    for line in lines(folder.path()) {
+        sent += usize::from(line["kind"] == "send");
+        refused += usize::from(line["status"] == "not_sent");
+    }
+    assert_eq!(sent - refused, 10);
+    assert_eq!(spent(&ledger, "hf"), 10);
 }
 
 #[tokio::test]
-async fn money_is_counted_by_the_day_and_unknown_prices_are_refused() {
+async fn unknown_prices_are_refused_and_what_costs_nothing_needs_no_money() {
     let folder = tempfile::tempdir().expect("a folder");
     let to = destination();
-    let now = || SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.load(Ordering::SeqCst));
-    let gate = Gate::with_clock(open_config(), Some(log(folder.path())), now);
-    let leave = |worst| gate.may_leave(departure(&to, &["x"], worst));
-    set_clock(86_400 * 3 - 1);
-    assert!(leave(Some(6)).await.is_ok());
-    let money = Some(Denied::Money("hf".to_owned()));
-    assert_eq!(leave(Some(5)).await.err(), money);
-    assert_eq!(leave(Some(u64::MAX)).await.err(), money);
-    assert!(leave(Some(4)).await.is_ok());
-    assert!(
-        leave(Some(0)).await.is_ok(),
-        "what costs nothing is covered"
-    );
-    assert_eq!(
-        leave(None).await.err(),
-        Some(Denied::PriceUnknown("target".to_owned()))
-    );
-    set_clock(86_400 * 3);
-    assert_eq!(gate.spent_today("hf"), 0);
-    assert!(leave(Some(10)).await.is_ok());
-    set_clock(86_400 * 2);
-    assert_eq!(
-        leave(Some(1)).await.err(),
-        money,
-        "a clock set back gives no money"
-    );
+    let gate = Gate::new(open_config(), Some(log(folder.path())));
+    let ledger = ledger(folder.path(), 10);
+    let tab = tab(&ledger);
+    let leave = |to, worst| {
+        gate.may_leave(Departure {
+            tab: Some(&tab),
+            ..departure(to, &["x"], worst)
+        })
+    };
+    let held = leave(&to, Some(6)).await.expect("money");
+    assert_eq!(exceeded(leave(&to, Some(5)).await), "hf");
+    assert_eq!(exceeded(leave(&to, Some(u64::MAX)).await), "hf");
+    assert!(leave(&to, Some(4)).await.is_ok());
+    assert!(leave(&to, Some(0)).await.is_ok());
+    let unknown = leave(&to, None).await.err();
+    assert_eq!(unknown, Some(Denied::PriceUnknown("target".to_owned())));
     let other = Destination {
-        upstream: "unlisted".into(),
+        upstream: "other".into(),
         ..to.clone()
     };
-    let denied = gate
-        .may_leave(departure(&other, &["x"], Some(1)))
-        .await
-        .err();
-    assert_eq!(denied, Some(Denied::Money("unlisted".to_owned())));
+    assert_eq!(exceeded(leave(&other, Some(1)).await), "other");
+    let without = gate.may_leave(departure(&to, &["x"], Some(1))).await;
+    assert_eq!(without.err(), Some(Denied::Ledger));
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_contained_server_says_why_and_until_when() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = destination();
+    let gate = Gate::new(open_config(), Some(log(folder.path())));
+    gate.contain(Duration::from_secs(60), "spending rose");
+    let denied = gate.permits(None, &to, &["x"]).expect_err("contained");
+    assert_eq!(denied.code(), "spike");
+    assert!(denied.to_string().ends_with("Z: spending rose"), "{denied}");
+    assert!(
+        gate.may_leave(departure(&to, &["x"], Some(0)))
+            .await
+            .is_err()
+    );
+    assert!(gate.ask(&to).await.is_ok(), "questions without text go on");
+    gate.contain(Duration::ZERO, "shorter");
+    assert!(gate.contained().is_some(), "the longer time stays");
 }
 
 #[tokio::test]
@@ -310,7 +368,7 @@ async fn rules_look_at_every_text_and_grants_can_be_replaced() {
 }
 
 /// Written as the settings' documentation says it, one case after the other.
-fn reference(config: &Config, key: Option<&str>, leaving: &Departure<'_>) -> bool {
+fn reference(config: &Config, daily: u64, key: Option<&str>, leaving: &Departure<'_>) -> bool {
     let to = leaving.destination;
     if config.offline && !to.loopback {
         return false;
@@ -377,14 +435,10 @@ fn reference(config: &Config, key: Option<&str>, leaving: &Departure<'_>) -> boo
     {
         return false;
     }
-    let limit = config
-        .daily_nusd
-        .get(to.upstream.as_ref())
-        .copied()
-        .unwrap_or(0);
-    leaving
-        .worst_cost_nusd
-        .is_some_and(|worst| worst == 0 || worst <= limit)
+    leaving.worst.is_some_and(|worst| {
+        let limit = if &*to.upstream == "hf" { daily } else { 0 };
+        worst.nusd == 0 || worst.nusd <= limit
+    })
 }
 
 fn grants() -> impl Strategy<Value = Grant> {
@@ -442,11 +496,7 @@ fn configs() -> impl Strategy<Value = Config> {
         let blocked = blocked.then(|| rule("b", "bb", Action::Block));
         kept.into_iter().chain(blocked).collect()
     });
-    let numbers = (
-        prop::option::of(0..8usize),
-        prop::option::of(0..4u64),
-        prop::bool::weighted(0.2),
-    );
+    let numbers = (prop::option::of(0..8usize), prop::bool::weighted(0.2));
     (
         grants(),
         grants(),
@@ -457,15 +507,7 @@ fn configs() -> impl Strategy<Value = Config> {
         numbers,
     )
         .prop_map(
-            |(
-                anonymous,
-                default,
-                (keys, known),
-                rules,
-                facts,
-                demand,
-                (max_bytes, daily, offline),
-            )| {
+            |(anonymous, default, (keys, known), rules, facts, demand, (max_bytes, offline))| {
                 Config {
                     offline,
                     anonymous,
@@ -476,10 +518,7 @@ fn configs() -> impl Strategy<Value = Config> {
                     max_bytes,
                     facts,
                     demand,
-                    daily_nusd: daily
-                        .map(|nusd| ("hf".to_owned(), nusd))
-                        .into_iter()
-                        .collect(),
+                    daily_nusd: BTreeMap::new(),
                 }
             },
         )
@@ -512,7 +551,7 @@ fn purposes() -> impl Strategy<Value = Purpose> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn the_gate_agrees_with_the_reference(
@@ -523,16 +562,20 @@ proptest! {
         texts in prop::collection::vec("[ab]{0,4}", 0..3),
         bytes in 0..8usize,
         worst in prop::option::of(0..4u64),
+        daily in 0..4u64,
     ) {
         let folder = tempfile::tempdir().expect("a folder");
+        let ledger = ledger(folder.path(), daily);
+        let tab = tab(&ledger);
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let leaving = Departure {
             key,
             purpose,
             body: Bytes::from(vec![0; bytes]),
+            tab: Some(&tab),
             ..departure(&to, &texts, worst)
         };
-        let expected = reference(&config, key, &leaving);
+        let expected = reference(&config, daily, key, &leaving);
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let gate = Gate::new(config, Some(log(folder.path())));
         let permitted = gate.permits(key, &to, &texts);
@@ -543,6 +586,7 @@ proptest! {
         }
         let report = audit::verify(&[folder.path().join("audit.jsonl")], None, &BTreeSet::new());
         prop_assert_eq!(report.map(|r| r.lines), Ok(u64::from(got.is_ok())));
-        prop_assert_eq!(gate.spent_today(&to.upstream), if expected { worst.unwrap_or(0) } else { 0 });
+        let expected = if expected { worst.unwrap_or(0) } else { 0 };
+        prop_assert_eq!(spent(&ledger, &to.upstream), expected);
     }
 }

@@ -119,10 +119,11 @@ fn described<'a>(
             };
             kind.push(format!("{word} {}", list(&names)));
         }
-        match config.daily_nusd.get(upstream).copied().unwrap_or(0) {
-            0 if place.dedicated => {}
-            0 => kind.push("nothing that costs money".to_owned()),
-            nusd => kind.push(format!("at most {} USD a day", usd(nusd))),
+        match config.daily_nusd.get(upstream).copied().unwrap_or(Some(0)) {
+            Some(0) | None if place.dedicated => {}
+            Some(0) => kind.push("nothing that costs money".to_owned()),
+            Some(nusd) => kind.push(format!("at most {} USD a day", usd(nusd))),
+            None => kind.push("within the budgets".to_owned()),
         }
         format!("{host} ({})", kind.join(", "))
     };
@@ -212,7 +213,9 @@ mod tests {
         config.keys.insert("c".to_owned(), listed);
         config.keys.insert("shy".to_owned(), Grant::default());
         config.default = grant(Level::Any, &[]);
-        config.daily_nusd.insert("hf".to_owned(), 2_500_000_000);
+        config
+            .daily_nusd
+            .insert("hf".to_owned(), Some(2_500_000_000));
         config.rules.push(ContentRule {
             name: "iban".to_owned(),
             pattern: regex::Regex::new("DE[0-9]{20}").expect("a pattern"),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::generation::Reason;
+use crate::ledger::{Amount, Exceeded, Tab};
 
 /// How far a caller's text may go, from not at all to anywhere configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -111,8 +112,9 @@ pub struct Config {
     pub facts: BTreeMap<String, Facts>,
     /// What every provider must fulfil that is not the operator's own.
     pub demand: Demand,
-    /// By the upstream's name: most nano-USD a day (UTC), counted at the worst case.
-    pub daily_nusd: BTreeMap<String, u64>,
+    /// By the upstream's name: nano-USD that it may cost a day, none where budgets over all say so. The ledger
+    /// counts them; here they are only spoken of.
+    pub daily_nusd: BTreeMap<String, Option<u64>>,
 }
 
 /// One place to which text may go.
@@ -185,8 +187,12 @@ pub struct Departure<'a> {
     pub texts: &'a [&'a str],
     /// The bytes.
     pub body: Bytes,
-    /// Most they may cost, in nano-USD; none where nobody knows, which is refused.
-    pub worst_cost_nusd: Option<u64>,
+    /// Most they may come to; none where nobody knows, which is refused.
+    pub worst: Option<Amount>,
+    /// Where the price comes from.
+    pub basis: &'a Arc<str>,
+    /// The request's account; what leaves without one must cost nothing.
+    pub tab: Option<&'a Tab>,
 }
 
 /// Why bytes may not leave.
@@ -226,9 +232,20 @@ pub enum Denied {
     /// Nobody knows the price.
     #[error("the price of `{0}` is not known; give it in the target's `price`")]
     PriceUnknown(String),
-    /// The day's money is spent or promised.
-    #[error("max_usd_per_day of upstream `{0}` does not cover this request's worst case")]
-    Money(String),
+    /// A budget is spent or held.
+    #[error("{0}")]
+    Money(Box<Exceeded>),
+    /// Money cannot be held.
+    #[error("the ledger cannot be written, so nothing that costs money may leave")]
+    Ledger,
+    /// The server keeps everything here for a time, by itself.
+    #[error("nothing leaves this machine until {until}: {why}")]
+    Contained {
+        /// When that ends, as a time in UTC.
+        until: String,
+        /// What brought it about.
+        why: String,
+    },
     /// Somebody's text in what must carry none.
     #[error("what leaves for `{0}` carries no text")]
     Text(&'static str),
@@ -249,6 +266,8 @@ impl Denied {
             Self::Size { .. } => "size",
             Self::PriceUnknown(_) => "price_unknown",
             Self::Money(_) => "budget",
+            Self::Ledger => "ledger",
+            Self::Contained { .. } => "spike",
             Self::Text(_) => "text",
             Self::Audit => "audit",
         }

@@ -28,7 +28,10 @@ pub enum ErrorKind {
     /// No place can serve it, for another reason than load; an operator must act.
     NoTarget,
     /// The money set aside for it is spent.
-    Budget,
+    Budget {
+        /// When the budget begins anew; none where one request costs too much.
+        resets_after: Option<Duration>,
+    },
     /// The request's deadline passed.
     DeadlineExceeded,
     /// The answer ended before its last token.
@@ -114,10 +117,10 @@ impl Error {
         }
     }
 
-    /// Builds the refusal of a request that no money is left for.
-    pub fn budget(message: impl Into<String>) -> Self {
+    /// Builds the refusal of a request that no money is left for, or none before so long.
+    pub fn budget(message: impl Into<String>, resets_after: Option<Duration>) -> Self {
         Self {
-            kind: ErrorKind::Budget,
+            kind: ErrorKind::Budget { resets_after },
             message: message.into(),
         }
     }

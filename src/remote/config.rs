@@ -101,8 +101,8 @@ pub struct UpstreamConfig {
     pub control: Option<ControlPlane>,
     /// Whether the endpoint may sleep, so that it must not be asked for its health.
     pub scales_to_zero: bool,
-    /// Most nano-USD a day, counted at the worst case.
-    pub max_nusd_per_day: u64,
+    /// Most nano-USD a day; none where budgets over all upstreams say so.
+    pub max_nusd_per_day: Option<u64>,
     /// Most requests at once; none means what is learned.
     pub max_concurrency: Option<usize>,
     /// Requests a minute.
@@ -159,6 +159,16 @@ impl Price {
             + u128::from(output) * u128::from(self.output_pusd);
         u64::try_from(pico.div_ceil(1000)).unwrap_or(u64::MAX)
     }
+}
+
+/// What an answer that broke off is counted at, where nobody says what it cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CancelSettle {
+    /// The whole prompt, and what was seen of the answer.
+    #[default]
+    Shown,
+    /// The worst case that was held for it.
+    Reserved,
 }
 
 /// What a target can do; none means not known, which counts as no where nothing may be degraded.
@@ -244,6 +254,8 @@ pub struct TargetConfig {
     pub same_model: bool,
     /// Most nano-USD one request may cost at worst.
     pub max_cost_nusd: Option<u64>,
+    /// What an answer that broke off is counted at.
+    pub cancel: CancelSettle,
 }
 
 /// What becomes of what a target cannot do exactly.

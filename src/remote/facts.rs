@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::config::{Capabilities, EngineKind, Price, UpstreamKind};
+use super::config::{CancelSettle, Capabilities, EngineKind, Price, UpstreamKind};
 
 /// One target as the translation sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,4 +32,6 @@ pub struct TargetFacts {
     pub same_model: bool,
     /// What it costs; none means not known, which is never free.
     pub price: Option<Price>,
+    /// What an answer that broke off is counted at.
+    pub cancel: CancelSettle,
 }

@@ -39,9 +39,9 @@ pub use budget::{HedgeBudget, Rate, RetryBudget};
 pub use client::{Body, Call, Client, ClientError, Head, Response};
 pub use cold_start::ColdStart;
 pub use config::{
-    AdaptiveConfig, Billing, BreakerConfig, Capabilities, Clocks, ColdStartConfig, Config,
-    ControlPlane, EngineKind, Fidelity, Limits, ParkingConfig, Price, ProviderChoice, RetryConfig,
-    TargetConfig, UpstreamConfig, UpstreamKind,
+    AdaptiveConfig, Billing, BreakerConfig, CancelSettle, Capabilities, Clocks, ColdStartConfig,
+    Config, ControlPlane, EngineKind, Fidelity, Limits, ParkingConfig, Price, ProviderChoice,
+    RetryConfig, TargetConfig, UpstreamConfig, UpstreamKind,
 };
 pub use errors::{Origin, classify, in_stream, is_error};
 pub use facts::TargetFacts;
@@ -55,6 +55,6 @@ pub use translate::{
     Incoming, Ineligible, Known, Outgoing, TranslateSettings, estimate_tokens, outgoing,
     outgoing_known, proxy_path,
 };
-pub use upstreams::{Remote, place};
+pub use upstreams::{Cost, Remote, place};
 
 pub use crate::telemetry::Secret;

@@ -25,6 +25,17 @@ const INPUT_MARGIN_PERCENT: u64 = 110;
 /// How long a question without text may take.
 const QUESTION_TIME: Duration = Duration::from_secs(15);
 
+/// What an answer has cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// Nano-USD.
+    pub nusd: u64,
+    /// Whether nobody but this server has counted the tokens.
+    pub estimate: bool,
+    /// Whether the provider itself named the amount.
+    pub reported: bool,
+}
+
 /// Every upstream. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Remote(Arc<Inner>);
@@ -122,23 +133,17 @@ impl Remote {
             .collect()
     }
 
-    /// Most nano-USD that a request can cost at a target; none when nobody knows.
-    pub fn worst_cost_nusd(facts: &Facts, outgoing: &Outgoing) -> Option<u64> {
+    /// Most tokens that a request can read and write.
+    pub fn worst_tokens(outgoing: &Outgoing) -> (u64, u64) {
         let input = (u64::from(outgoing.prompt_tokens) * INPUT_MARGIN_PERCENT).div_ceil(100);
-        let output = u64::from(outgoing.max_output_tokens);
-        Some(facts.target.price?.cost_nusd(input, 0, output))
+        (input, u64::from(outgoing.max_output_tokens))
     }
 
-    /// Nano-USD that an answer has cost, and whether that is an estimate; none when nobody knows the price.
+    /// What an answer has cost; none when nobody knows the price.
     ///
     /// What the provider says counts, but for a zero beside tokens that have a price. Where another provider
     /// answered than the one that was asked for, its price counts.
-    pub fn cost_nusd(
-        &self,
-        facts: &Facts,
-        provider: Option<&str>,
-        usage: &Usage,
-    ) -> Option<(u64, bool)> {
+    pub fn cost_nusd(&self, facts: &Facts, provider: Option<&str>, usage: &Usage) -> Option<Cost> {
         let asked = facts.target.provider.as_deref();
         let elsewhere = provider.filter(|actual| asked.is_some_and(|asked| asked != *actual));
         let priced = elsewhere.and_then(|actual| {
@@ -151,8 +156,16 @@ impl Remote {
         let counted = price.cost_nusd(input, cached, output);
         let estimate = usage.source == UsageSource::Estimated;
         match usage.reported_cost_nusd {
-            Some(reported) if reported > 0 || counted == 0 => Some((reported, false)),
-            _ => Some((counted, estimate)),
+            Some(nusd) if nusd > 0 || counted == 0 => Some(Cost {
+                nusd,
+                estimate: false,
+                reported: true,
+            }),
+            _ => Some(Cost {
+                nusd: counted,
+                estimate,
+                reported: false,
+            }),
         }
     }
 

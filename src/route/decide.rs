@@ -322,6 +322,29 @@ pub struct Expected {
     pub e2e_ms: u64,
 }
 
+/// What becomes of a request for which a budget does not suffice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExceed {
+    /// The next target is looked at.
+    Next,
+    /// No further target is: this machine answers if it can.
+    Local,
+    /// It is refused, whoever could answer.
+    Refuse,
+}
+
+/// A hard budget that does not cover a request's worst case at a target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverBudget {
+    /// What then.
+    pub then: OnExceed,
+    /// Which one, and when it begins anew, as a sentence for the caller.
+    pub text: String,
+    /// When it begins anew.
+    pub resets_after_ms: u64,
+}
+
 /// What is known of one hop of the model's chain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TargetView {
@@ -339,8 +362,11 @@ pub struct TargetView {
     pub expected: Option<Expected>,
     /// Most nano-USD that the request can cost there; none when nobody knows.
     pub worst_cost_nusd: Option<u64>,
-    /// Nano-USD that the upstream may still cost today; none without a bound.
+    /// Nano-USD that the tightest budget leaves; none without one.
     pub money_left_nusd: Option<u64>,
+    /// The budget that does not cover the worst case.
+    #[serde(default)]
+    pub over_budget: Option<OverBudget>,
     /// What the answer would lack there, or the field that the target cannot honour.
     pub eligible: Result<Vec<String>, String>,
     /// Whether the gate would let the text go there, or the code of what denies it.
@@ -365,7 +391,7 @@ pub enum Why {
     PriceUnknown,
     /// The request might cost more there than the caller or the operator allows for one.
     TooDear,
-    /// The upstream's money for today does not cover it.
+    /// A budget does not cover it.
     Budget,
     /// It may not be asked now; the code of [`BlockedBy`].
     Blocked(String),
@@ -762,7 +788,7 @@ impl Case<'_> {
         if caps.into_iter().flatten().any(|most| cost > most) {
             return Some(Why::TooDear);
         }
-        if view.money_left_nusd.is_some_and(|left| cost > left) {
+        if view.over_budget.is_some() || view.money_left_nusd.is_some_and(|left| cost > left) {
             return Some(Why::Budget);
         }
         match view.state {
@@ -785,6 +811,7 @@ impl Case<'_> {
     fn fulfil(&self, wish: &Wish) -> Result<Decision, Vec<Excluded>> {
         let mut excluded = Vec::new();
         let mut fit: Vec<&TargetView> = Vec::new();
+        let mut stop = None;
         for view in self.targets {
             let is_named = wish.target.as_ref() == Some(&view.target);
             let why = if wish.pinned && !is_named {
@@ -793,6 +820,11 @@ impl Case<'_> {
                 self.obstacle(view)
                     .or_else(|| (wish.gain && !self.gains(view)).then_some(Why::NoGain))
             };
+            let wanted = view.on.is_empty() || view.on.contains(wish.reason.code());
+            if why == Some(Why::Budget) && wanted && fit.is_empty() {
+                let over = view.over_budget.as_ref();
+                stop = stop.or(over.filter(|over| over.then != OnExceed::Next));
+            }
             match why {
                 None => fit.push(view),
                 Some(why) => excluded.push(Excluded {
@@ -800,6 +832,11 @@ impl Case<'_> {
                     why,
                 }),
             }
+        }
+        match stop.map(|over| (over.then, over)) {
+            Some((OnExceed::Refuse, over)) => return Ok(self.over_budget(over, excluded)),
+            Some((OnExceed::Local, _)) => return Err(excluded),
+            Some((OnExceed::Next, _)) | None => {}
         }
         match self.policy {
             Policy::Cheapest => fit.sort_by_key(|view| view.worst_cost_nusd),
@@ -893,10 +930,13 @@ impl Case<'_> {
                 RefusalKind::Budget,
                 "the answer might cost more than is allowed for one request".to_owned(),
             ),
-            (Some(Why::Budget), _) => (
-                RefusalKind::Budget,
-                "the money for upstreams does not cover this request's worst case".to_owned(),
-            ),
+            (Some(Why::Budget), _) => match self.first_over_budget() {
+                Some(over) => return self.over_budget(over, excluded),
+                None => (
+                    RefusalKind::Budget,
+                    "the money for upstreams does not cover this request's worst case".to_owned(),
+                ),
+            },
             (Some(Why::Blocked(_)), _) => (RefusalKind::NoTarget, self.blocked_sentence(&excluded)),
             (Some(Why::NotNamed | Why::Condition | Why::NoGain), _) => (
                 RefusalKind::NoTarget,
@@ -909,6 +949,20 @@ impl Case<'_> {
             ),
         };
         self.refuse(reason, excluded, kind, text)
+    }
+
+    fn first_over_budget(&self) -> Option<&OverBudget> {
+        let mut over = self.targets.iter();
+        over.find_map(|view| view.over_budget.as_ref())
+    }
+
+    fn over_budget(&self, over: &OverBudget, excluded: Vec<Excluded>) -> Decision {
+        let refusal = Refusal {
+            kind: RefusalKind::Budget,
+            retry_after_ms: Some(over.resets_after_ms),
+            text: over.text.clone(),
+        };
+        self.decided(Outcome::Refuse(refusal), Reason::BudgetExhausted, excluded)
     }
 
     /// The shortest time after which a target that is merely busy may be tried again.

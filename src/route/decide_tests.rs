@@ -53,6 +53,7 @@ pub(crate) fn target(name: &str) -> TargetView {
         }),
         worst_cost_nusd: Some(1_000),
         money_left_nusd: None,
+        over_budget: None,
         eligible: Ok(Vec::new()),
         egress: Ok(()),
         on: BTreeSet::new(),
@@ -368,6 +369,56 @@ fn busy_targets_give_the_smallest_hint_and_broken_ones_a_sentence() {
     };
     let decision = run(&dear, &idle(), &[target("t")]);
     assert_eq!(refusal(&decision).kind, RefusalKind::Budget);
+}
+
+#[test]
+fn a_budget_says_what_becomes_of_a_request_that_it_does_not_cover() {
+    let over = |then| TargetView {
+        over_budget: Some(OverBudget {
+            then,
+            text: "budget `team` is spent".to_owned(),
+            resets_after_ms: 60_000,
+        }),
+        ..target("t")
+    };
+    let other = target("u");
+    let need = Need {
+        policy: Policy::PreferRemote,
+        ..Need::default()
+    };
+    let run = |then| run(&need, &idle(), &[over(then), other.clone()]);
+    let next = run(OnExceed::Next);
+    assert_eq!(next.outcome, Outcome::Remote);
+    assert_eq!(next.plan[0].target, "u");
+    let local = run(OnExceed::Local);
+    assert_eq!(
+        (local.outcome, local.reason),
+        (Outcome::Local, Reason::BudgetExhausted)
+    );
+    let refused = run(OnExceed::Refuse);
+    assert_eq!(refused.reason, Reason::BudgetExhausted);
+    let refusal = refusal(&refused);
+    assert_eq!(
+        (refusal.kind, refusal.retry_after_ms),
+        (RefusalKind::Budget, Some(60_000))
+    );
+    assert_eq!(refusal.text, "budget `team` is spent");
+    // One that comes after somebody who can is nobody's business.
+    let after = decide(
+        &need,
+        &idle(),
+        &[other, over(OnExceed::Refuse)],
+        &terms(),
+        0,
+    );
+    assert_eq!(after.outcome, Outcome::Remote);
+    // What this machine answers by itself is never asked for money.
+    let plain = Need::default();
+    let here = decide(&plain, &idle(), &[over(OnExceed::Refuse)], &terms(), 0);
+    assert_eq!(
+        (here.outcome, here.reason),
+        (Outcome::Local, Reason::LocalOk)
+    );
 }
 
 #[test]

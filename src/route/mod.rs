@@ -19,8 +19,9 @@ mod sticky;
 
 pub use config::{Config, Hop, MidStream, ModelRoute, Rule, Then, When};
 pub use decide::{
-    BlockedBy, Decision, Excluded, Expected, Forecast, Hardness, LocalView, Need, Outcome,
-    PlannedHop, Refusal, RefusalKind, TargetState, TargetView, Terms, Why, decide, stays,
+    BlockedBy, Decision, Excluded, Expected, Forecast, Hardness, LocalView, Need, OnExceed,
+    Outcome, OverBudget, PlannedHop, Refusal, RefusalKind, TargetState, TargetView, Terms, Why,
+    decide, stays,
 };
 pub use features::{Arrival, FEATURE_NAMES, Features, application};
 pub use forecast::{

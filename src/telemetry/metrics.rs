@@ -5,11 +5,13 @@
 //! metrics of mechanisms that do not exist here (batch concatenation and filtering) are absent, as they
 //! are in TGI before their first use.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, TextEncoder,
 };
 
 /// Why a request failed, as the `err` label of `tgi_request_failure`.
@@ -70,6 +72,38 @@ impl Method {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
         }
+    }
+}
+
+/// Who spends, on what, and with whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Spent<'a> {
+    /// The key's name.
+    pub key: &'a str,
+    /// The model's name at the upstream.
+    pub model: &'a str,
+    /// Who ran it.
+    pub provider: &'a str,
+}
+
+/// Names that others give themselves, up to a bound: a label of its own for each would let them fill memory.
+#[derive(Debug, Default)]
+struct Names(Mutex<BTreeSet<Box<str>>>);
+
+impl Names {
+    const MOST: usize = 64;
+    const REST: &str = "other";
+
+    fn label<'a>(&self, name: &'a str) -> &'a str {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(name) {
+            return name;
+        }
+        if known.len() >= Self::MOST {
+            return Self::REST;
+        }
+        known.insert(name.into());
+        name
     }
 }
 
@@ -139,6 +173,11 @@ pub struct Metrics {
     pub kv_blocks_free: IntGauge,
     route_decisions: IntCounterVec,
     upstream_attempts: IntCounterVec,
+    spent: IntCounterVec,
+    spent_tokens: IntCounterVec,
+    providers: Names,
+    budget_used: GaugeVec,
+    budget_limit: GaugeVec,
     route_forecast_ratio: HistogramVec,
 }
 
@@ -305,6 +344,31 @@ impl Metrics {
                 "Requests sent to an upstream, by how they ended",
                 ["upstream", "ended"],
             ),
+            providers: Names::default(),
+            budget_used: gauge_vec(
+                &r,
+                "sconce_budget_used",
+                "What is spent or held of a budget in its window of now, in US dollars or tokens",
+                "budget",
+            ),
+            budget_limit: gauge_vec(
+                &r,
+                "sconce_budget_limit",
+                "What a budget holds, in US dollars or tokens",
+                "budget",
+            ),
+            spent: counter_vec3(
+                &r,
+                "sconce_spent_nusd",
+                "Nano-USD spent at upstreams",
+                ["key", "model", "provider"],
+            ),
+            spent_tokens: counter_vec3(
+                &r,
+                "sconce_spent_tokens",
+                "Tokens read and written at upstreams",
+                ["key", "model", "provider"],
+            ),
             route_forecast_ratio: histogram_vec(
                 &r,
                 "sconce_route_forecast_ratio",
@@ -332,6 +396,22 @@ impl Metrics {
         self.upstream_attempts
             .with_label_values(&[upstream, ended])
             .inc();
+    }
+
+    /// Counts what an attempt at an upstream came to. Keys and models are configured; providers, which upstreams
+    /// name, count by their names up to a bound.
+    pub fn count_spent(&self, by: &Spent<'_>, nusd: u64, tokens: u64) {
+        let labels = [by.key, by.model, self.providers.label(by.provider)];
+        self.spent.with_label_values(&labels).inc_by(nusd);
+        self.spent_tokens.with_label_values(&labels).inc_by(tokens);
+    }
+
+    /// Shows how a budget stands: dollars or tokens; without a limit, it is only counted.
+    pub fn show_budget(&self, name: &str, used: f64, limit: Option<f64>) {
+        self.budget_used.with_label_values(&[name]).set(used);
+        if let Some(limit) = limit {
+            self.budget_limit.with_label_values(&[name]).set(limit);
+        }
     }
 
     /// Records how long a first token took here, as a multiple of what was forecast.
@@ -399,6 +479,18 @@ fn counter_vec(registry: &Registry, name: &str, help: &str, label: &str) -> IntC
 
 fn counter_vec2(registry: &Registry, name: &str, help: &str, labels: [&str; 2]) -> IntCounterVec {
     let metric = IntCounterVec::new(Opts::new(name, help), &labels).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
+fn counter_vec3(registry: &Registry, name: &str, help: &str, labels: [&str; 3]) -> IntCounterVec {
+    let metric = IntCounterVec::new(Opts::new(name, help), &labels).expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
+fn gauge_vec(registry: &Registry, name: &str, help: &str, label: &str) -> GaugeVec {
+    let metric = GaugeVec::new(Opts::new(name, help), &[label]).expect(VALID);
     registry.register(Box::new(metric.clone())).expect(VALID);
     metric
 }

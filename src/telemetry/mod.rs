@@ -9,5 +9,5 @@ pub mod redact;
 mod secret;
 
 pub use log::{LogSettings, init_log};
-pub use metrics::{Failure, HistogramRanges, Method, Metrics};
+pub use metrics::{Failure, HistogramRanges, Method, Metrics, Spent};
 pub use secret::Secret;

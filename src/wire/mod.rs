@@ -8,3 +8,4 @@ pub mod platforms;
 pub mod responses;
 pub mod tgi;
 pub mod upstreams;
+pub mod usage;

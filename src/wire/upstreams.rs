@@ -34,10 +34,11 @@ pub struct TargetHealth {
     pub limit: u32,
     /// Time to its first token.
     pub ttft_ms: Quantiles,
-    /// Promised to its upstream today (UTC), each request at its worst case.
+    /// Spent at its upstream today, or held for what is under way.
     pub spent_today_usd: f64,
-    /// What may be.
-    pub max_usd_per_day: f64,
+    /// What may be; none where budgets over all upstreams say so.
+    #[schema(required)]
+    pub max_usd_per_day: Option<f64>,
     /// The day of the price list in use, where its upstream has one.
     #[schema(required)]
     pub catalog_day: Option<String>,

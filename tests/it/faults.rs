@@ -207,7 +207,7 @@ fn hall(setup: &Setup) -> Dispatcher {
         None,
         Arc::from([]),
     );
-    Dispatcher::new(config, Some(local), None, metrics)
+    Dispatcher::new(config, Some(local), None, None, metrics)
 }
 
 fn request() -> Request {

@@ -8,6 +8,7 @@ mod http;
 mod hub;
 mod hybrid;
 mod invariance;
+mod ledger;
 mod openapi;
 mod parity;
 mod support;

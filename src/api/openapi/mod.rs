@@ -34,6 +34,7 @@ use crate::wire::tgi::{
     GenerateResponse, ModelInfo, ModelsInfo, SimpleToken, StreamResponse,
 };
 use crate::wire::upstreams::UpstreamsHealth;
+use crate::wire::usage::UsageReport;
 
 const TGI: &str = "Text Generation Inference";
 const OPENAI: &str = "OpenAI";
@@ -249,6 +250,14 @@ fn operator_routes() -> Vec<Operation> {
             .says(TGI, "Where every upstream's targets stand")
             .gives(Answer::new("Every target").json::<UpstreamsHealth>())
             .fails(Family::Native, &["401"])
+            .keyed(),
+        Operation::get("/usage", "usage")
+            .says(TGI, "Who used what, and what it cost")
+            .query("from", "The first day, such as 2026-01-31; without it, 30 days")
+            .query("to", "The last day; today without it")
+            .query("by", "What there is a line for each of: any of day, key, model, provider, with commas between")
+            .gives(Answer::new("What was used").json::<UsageReport>())
+            .fails(Family::Native, &["401", "403", "422", "424"])
             .keyed(),
         health("/ping", "ping", "Health check method of SageMaker").fails(Family::Native, &["503"]),
         Operation::get("/info", "get_model_info")

@@ -302,6 +302,17 @@ impl Operation {
         self.change(|built| built.parameter(parameter))
     }
 
+    /// A text in the path's query that may be left out.
+    pub(super) fn query(self, name: &str, says: &str) -> Self {
+        let parameter = ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Query)
+            .required(Required::False)
+            .description(Some(says))
+            .schema(Some(Object::builder().schema_type(Type::String)));
+        self.change(|built| built.parameter(parameter))
+    }
+
     /// Its success.
     pub(super) fn gives(mut self, answer: Answer) -> Self {
         let Answer {

@@ -28,24 +28,28 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Box<dyn Error>> {
         "PER MINUTE",
         "BURST",
         "AT ONCE",
+        "ADMIN",
         "EXPIRES",
     ]
     .map(str::to_owned);
     for row in std::iter::once(head).chain(keys.iter().map(row)) {
-        let [name, tenant, rate, burst, places, expires] = row;
-        let line = format!("{name:<24} {tenant:<24} {rate:>10} {burst:>7} {places:>7}  {expires}");
+        let [name, tenant, rate, burst, places, admin, expires] = row;
+        let line = format!(
+            "{name:<24} {tenant:<24} {rate:>10} {burst:>7} {places:>7}  {admin:<5}  {expires}"
+        );
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }
 
-fn row(key: &Key) -> [String; 6] {
+fn row(key: &Key) -> [String; 7] {
     let Key {
         name,
         hash: _,
         tenant,
         limits,
         expires,
+        admin,
     } = key;
     let number = |n: Option<std::num::NonZeroU32>| n.map_or("-".to_owned(), |n| n.to_string());
     let expires = expires.map_or("never".to_owned(), |end| {
@@ -58,6 +62,7 @@ fn row(key: &Key) -> [String; 6] {
         number(limits.requests_per_minute),
         number(limits.burst.or(limits.requests_per_minute)),
         number(limits.max_concurrent_requests),
+        if *admin { "yes" } else { "-" }.to_owned(),
         expires,
     ]
 }

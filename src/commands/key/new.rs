@@ -40,6 +40,10 @@ pub struct NewArgs {
     #[arg(long, value_name = "DATE")]
     expires: Option<String>,
 
+    /// The key's caller runs this server: GET /usage tells it what everybody uses
+    #[arg(long)]
+    admin: bool,
+
     /// Settings file to append the key's table to; created if there is none
     #[arg(long, env = "SCONCE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -90,6 +94,7 @@ fn table(args: &NewArgs, hash: &KeyHash) -> Result<String, std::fmt::Error> {
         burst,
         max_concurrent_requests,
         expires,
+        admin,
         config: _,
     } = args;
     let mut table = format!(
@@ -111,6 +116,9 @@ fn table(args: &NewArgs, hash: &KeyHash) -> Result<String, std::fmt::Error> {
     }
     if let Some(expires) = expires {
         writeln!(table, "expires = {}", toml::Value::from(expires.as_str()))?;
+    }
+    if *admin {
+        writeln!(table, "admin = true")?;
     }
     Ok(table)
 }

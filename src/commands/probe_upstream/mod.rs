@@ -66,7 +66,7 @@ async fn probe_named(
     if remote.state_dir.is_none() {
         return Err("there is nowhere to keep what is found; set `state_dir` of `[remote]`".into());
     }
-    let way = Way::open(settings, remote, upstream)?;
+    let mut way = Way::open(settings, remote, upstream)?;
     let catalogue = Catalogue::open(remote);
     let mut output = io::stdout().lock();
     let mut stdin = io::stdin().lock();
@@ -104,7 +104,9 @@ async fn probe_named(
         let way = way.clone();
         async move { way.send(&subject.facts, probe).await }
     };
-    probe(&subjects, args.yes, terminal, &mut store, &date, send).await
+    let probed = probe(&subjects, args.yes, terminal, &mut store, &date, send).await;
+    way.close();
+    probed
 }
 
 /// The upstream and the targets of a name: all of an upstream's, or the one that is called so.

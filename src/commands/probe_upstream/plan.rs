@@ -267,7 +267,7 @@ pub(super) fn usd(nusd: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::remote::Capabilities;
+    use crate::remote::{CancelSettle, Capabilities};
 
     fn target(price: Option<u64>) -> TargetFacts {
         TargetFacts {
@@ -285,6 +285,7 @@ mod tests {
                 cached_pusd: None,
                 output_pusd: pusd,
             }),
+            cancel: CancelSettle::Shown,
         }
     }
 

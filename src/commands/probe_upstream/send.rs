@@ -1,11 +1,12 @@
 //! The way out for a probing: settings, gate, audit log, client.
 //!
 //! What leaves is written to an audit log of its own beside the server's, `audit-probe.jsonl` beside
-//! `audit.jsonl`, because a running server holds the other.
+//! `audit.jsonl`, because a running server holds the other. Money is counted in the server's own ledger, so that no
+//! budget is spent twice: a SQLite file that a running server holds lets nothing be probed that costs money.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -16,12 +17,15 @@ use super::read::Answer;
 use crate::audit;
 use crate::config::Settings;
 use crate::egress::{Denied, Departure, Destination, Gate, Passport, Purpose, Settled};
-use crate::generation::Reason;
+use crate::generation::{Reason, Side};
+use crate::ledger::{self, Amount, Bill, Closing, Ledger, Who};
 use crate::remote::catalog::Facts;
 use crate::remote::{
     Call, Class, Client, Config, Fault, Fetch, Fetched, Question, UpstreamConfig, place,
 };
 
+/// Who spends what probing costs.
+const OPERATOR: &str = "operator";
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -31,6 +35,9 @@ pub(super) struct Way {
     gate: Gate,
     client: Client,
     place: Destination,
+    ledger: Option<ledger::Config>,
+    /// Opened for the first request that costs money.
+    opened: Arc<OnceLock<Ledger>>,
 }
 
 impl Way {
@@ -54,7 +61,27 @@ impl Way {
             gate: Gate::new(settings.egress.clone(), log.transpose()?),
             client: Client::new(upstream, &remote.clocks, &remote.limits)?,
             place: place(upstream),
+            ledger: settings.ledger.clone(),
+            opened: Arc::default(),
         })
+    }
+
+    /// Writes the end of what was counted.
+    pub(super) fn close(&mut self) {
+        if let Some(ledger) = Arc::get_mut(&mut self.opened).and_then(OnceLock::take) {
+            ledger.close();
+        }
+    }
+
+    fn ledger(&self) -> Result<&Ledger, Fault> {
+        if let Some(ledger) = self.opened.get() {
+            return Ok(ledger);
+        }
+        let wrong = |text: String| Fault::unsent(Class::Misconfigured, text);
+        let config = self.ledger.clone();
+        let config = config.ok_or_else(|| wrong("no ledger is configured".to_owned()))?;
+        let ledger = Ledger::open(config).map_err(|e| wrong(e.to_string()))?;
+        Ok(self.opened.get_or_init(|| ledger))
     }
 
     /// Host and port that the requests go to.
@@ -92,6 +119,21 @@ impl Way {
             model: Arc::clone(&facts.target.model),
             ..self.place.clone()
         };
+        let worst = Amount {
+            nusd: probe.worst_cost_nusd,
+            tokens: u64::from(probe.input_tokens) + u64::from(probe.output_tokens),
+        };
+        let tab = match worst.nusd {
+            0 => None,
+            _ => Some(self.ledger()?.admit(Who {
+                request_id: name.as_str().into(),
+                key: OPERATOR.into(),
+                tenant: OPERATOR.into(),
+                path: "probe-upstream".into(),
+                stream: probe.ask == Ask::Stream,
+                model: Arc::clone(&facts.target.model),
+            })),
+        };
         let departure = Departure {
             request_id: &name,
             key: None,
@@ -100,21 +142,41 @@ impl Way {
             reason: &Reason::PolicyRemote,
             texts: &[],
             body: probe.body.to_string().into(),
-            worst_cost_nusd: Some(probe.worst_cost_nusd),
+            worst: Some(worst),
+            basis: &facts.basis.to_string().into(),
+            tab: tab.as_ref(),
         };
-        let passport = self.gate.may_leave(departure).await.map_err(denied)?;
+        let (passport, held) = self.gate.may_leave(departure).await.map_err(denied)?;
         let answer = self.answer(passport, probe).await;
         let (status, bytes_in) = match &answer {
             Ok(answer) => (answer.status.to_string(), answer.body.len() as u64),
             Err(fault) => (fault.class.name().to_owned(), 0),
         };
+        if let Some(held) = held {
+            // What exactly it came to is nobody's concern: it is a few tokens.
+            held.settle(Bill {
+                nusd: worst.nusd,
+                basis: "upper_bound".into(),
+                ..Bill::void(&status)
+            });
+        }
+        if let Some(tab) = tab {
+            tab.close(Closing {
+                side: answer.is_ok().then_some(Side::Remote),
+                target: Some(destination.target.to_string()),
+                upstream: Some(destination.upstream.to_string()),
+                provider: destination.provider.as_deref().map(str::to_owned),
+                outcome: status.clone(),
+                ..Closing::default()
+            });
+        }
         self.gate.settled(
             &name,
             &destination,
             Settled {
                 status,
                 bytes_in,
-                cost_nusd: None,
+                cost_nusd: (worst.nusd > 0).then_some(worst.nusd),
             },
         );
         answer

@@ -112,8 +112,8 @@ fn a_file_becomes_what_every_floor_needs() {
     let (hf, near) = (&config.upstreams[0], &config.upstreams[1]);
     assert_eq!(hf.base_url, "https://router.huggingface.co");
     assert_eq!((hf.billing, near.billing), (Billing::Tokens, Billing::Own));
-    assert_eq!(hf.max_nusd_per_day, 1_500_000_000);
-    assert_eq!(settings.egress.daily_nusd["hf"], 1_500_000_000);
+    assert_eq!(hf.max_nusd_per_day, Some(1_500_000_000));
+    assert_eq!(settings.egress.daily_nusd["hf"], Some(1_500_000_000));
     let token = hf.token.as_ref().expect("it is set");
     assert_eq!(token.expose(), VARIABLES[0].1);
     assert!(!format!("{settings:?}").contains(VARIABLES[0].1));
@@ -221,7 +221,10 @@ fn the_beginners_file_takes_a_token_and_some_money() {
     assert!(bare.warnings[1].contains("set `max_usd_per_day`"));
     let edited = sound(&text.replace("max_usd_per_day = 0.00", "max_usd_per_day = 0.50"));
     assert_eq!(edited.warnings, Vec::<String>::new());
-    assert_eq!(remote(&edited).upstreams[0].max_nusd_per_day, 500_000_000);
+    assert_eq!(
+        remote(&edited).upstreams[0].max_nusd_per_day,
+        Some(500_000_000)
+    );
     assert_eq!(remote(&edited).upstreams[0].disabled, None);
 }
 
@@ -585,13 +588,8 @@ fn what_can_never_be_used_is_said_with_the_setting_to_change() {
             settings.warnings
         );
     }
-    let free = file("input = 0.1, output = 0.4", "input = 0, output = 0");
-    let free = free.replace("max_usd_per_day = 1.5", "");
-    assert_eq!(
-        sound(&free).warnings,
-        Vec::<String>::new(),
-        "an explicit zero is believed"
-    );
+    let free = fault(&file("input = 0.1, output = 0.4", "input = 0, output = 0"));
+    assert!(free.contains("target `big`: a `price` of 0"), "{free}");
 }
 
 #[test]

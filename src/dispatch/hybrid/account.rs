@@ -8,10 +8,14 @@ use super::Hybrid;
 use super::case::{Case, Way};
 use crate::dispatch::{Inner, lifecycle};
 use crate::egress::Settled;
-use crate::generation::{Error, Finish, Request, Side, Timings, Usage};
+use crate::generation::{
+    Error, Finish, Reason, Request, RouteNote, Side, Timings, Usage, UsageSource,
+};
+use crate::ledger::{ANONYMOUS, Closing, Tab};
 use crate::remote::Fault;
+use crate::remote::catalog::Shape;
 use crate::route::{About, Aftermath, AttemptNote, Decision, Record};
-use crate::telemetry::Failure;
+use crate::telemetry::{Failure, Spent};
 
 /// The attempts of one request that have ended; those still under way write themselves in when they do.
 pub(super) type Attempts = Arc<Mutex<Vec<AttemptNote>>>;
@@ -23,12 +27,14 @@ pub(super) struct Settlement<'a> {
     pub(super) attempts: &'a Attempts,
     pub(super) way: &'a Way,
     pub(super) request_id: &'a str,
+    pub(super) key: Option<&'a Arc<str>>,
     pub(super) ttft: Option<Duration>,
     pub(super) provider: Option<String>,
     pub(super) request_id_upstream: Option<String>,
     pub(super) outcome: Result<&'a Finish, &'a Fault>,
     pub(super) usage: Usage,
     pub(super) cost_nusd: Option<u64>,
+    pub(super) basis: String,
 }
 
 /// Tells the metrics, the record and the audit log how an attempt ended.
@@ -39,12 +45,14 @@ pub(super) fn settle(settlement: Settlement<'_>) {
         attempts,
         way,
         request_id,
+        key,
         ttft,
         provider,
         request_id_upstream,
         outcome,
         usage,
         cost_nusd,
+        basis,
     } = settlement;
     let fault = outcome.err();
     let ended = fault.map_or("ok", |fault| fault.class.name());
@@ -68,15 +76,28 @@ pub(super) fn settle(settlement: Settlement<'_>) {
         tokens_out: Some(usage.output_tokens),
         cached_in: Some(usage.cached_tokens),
         cost_nusd,
-        cost_basis: Some(way.facts.basis.to_string()),
-        request_id_upstream: request_id_upstream
-            .or_else(|| fault.and_then(|fault| fault.upstream_request_id.clone())),
+        cost_basis: Some(basis),
+        request_id_upstream,
     };
+    let key = key.map_or(ANONYMOUS, |key| &**key);
+    let provider = note
+        .provider
+        .as_deref()
+        .or(way.destination.provider.as_deref());
+    let spent = Spent {
+        key,
+        model: &way.destination.model,
+        provider: provider.unwrap_or(&way.destination.upstream),
+    };
+    let tokens = u64::from(usage.input_tokens) + u64::from(usage.output_tokens);
+    inner
+        .metrics
+        .count_spent(&spent, cost_nusd.unwrap_or(0), tokens);
     let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
     attempts.push(note);
 }
 
-fn ms(time: Duration) -> u64 {
+pub(super) fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -86,6 +107,7 @@ pub(super) struct Tally {
     accounted: bool,
     queued_at: Instant,
     first_token: Option<(Instant, Side)>,
+    tokens: u32,
     attempts: Attempts,
 }
 
@@ -96,6 +118,7 @@ impl Tally {
             accounted: request.accounted,
             queued_at,
             first_token: None,
+            tokens: 0,
             attempts: Attempts::default(),
         }
     }
@@ -103,6 +126,7 @@ impl Tally {
     /// A token went to the caller.
     pub(super) fn token(&mut self, side: Side) {
         self.first_token.get_or_insert((Instant::now(), side));
+        self.tokens = self.tokens.saturating_add(1);
     }
 
     /// Where attempts write themselves in.
@@ -128,6 +152,7 @@ impl Tally {
         inner: &Inner,
         hybrid: &Hybrid,
         case: Case,
+        tab: Tab,
         decision: &Decision,
         ended: Option<&Result<Finish, Error>>,
     ) {
@@ -182,10 +207,31 @@ impl Tally {
         );
         let costs = attempts.iter().filter_map(|attempt| attempt.cost_nusd);
         let cost_nusd = costs.clone().next().map(|_| costs.sum());
-        let mut degraded = Vec::new();
-        request
-            .note
-            .update(|note| degraded.clone_from(&note.degraded));
+        let mut route = RouteNote::local(Reason::LocalOk);
+        request.note.update(|note| route.clone_from(note));
+        let last = attempts.last().map(|attempt| attempt.target.clone());
+        let away = side == Some(Side::Remote);
+        let usage = finish.map(|finish| finish.usage);
+        let seen = side.map(|_| Usage {
+            source: UsageSource::Estimated,
+            ..Usage::counted(case.need.prompt_tokens, self.tokens)
+        });
+        tab.close(Closing {
+            side,
+            target: last.filter(|_| away),
+            upstream: route.upstream.filter(|_| away),
+            model: route.model.filter(|_| away),
+            provider: route.provider.filter(|_| away),
+            reason: Some(decision.reason.to_string()),
+            saved: usage
+                .filter(|_| !away)
+                .and_then(|usage| saved(hybrid, &case, &usage)),
+            usage: usage.or(seen),
+            ttft_ms: ttft.map(ms),
+            total_ms: ms(request.accepted_at.elapsed()),
+            outcome: outcome.clone(),
+        });
+        let degraded = route.degraded;
         let aftermath = Aftermath {
             side,
             outcome,
@@ -198,6 +244,16 @@ impl Tally {
         };
         record(hybrid, case, aftermath);
     }
+}
+
+/// What an answer made here would have cost at the first target that it is mapped to and that costs anything.
+fn saved(hybrid: &Hybrid, case: &Case, usage: &Usage) -> Option<(u64, String)> {
+    case.model.hops.iter().find_map(|hop| {
+        let (facts, _) = hybrid.remote.look(&hop.target, &Shape::default())?;
+        let [input, output] = [usage.input_tokens, usage.output_tokens].map(u64::from);
+        let nusd = facts.target.price?.cost_nusd(input, 0, output);
+        (nusd > 0).then(|| (nusd, hop.target.clone()))
+    })
 }
 
 /// A request that nobody answers.

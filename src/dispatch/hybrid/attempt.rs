@@ -5,21 +5,23 @@
 //! attempt beside a slow one, where the operator allows that, is a race that nobody sees.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use rand_core::{OsRng, TryRngCore};
 
-use super::account::{Attempts, Settlement, settle};
+use super::account::{Attempts, Settlement, ms, settle};
 use super::carrier::{Carrier, Ended};
-use super::case::Way;
-use super::{Hybrid, room, shape};
+use super::case::{Way, worst_case};
+use super::{Hybrid, room, shape, until_ms};
 use crate::dispatch::Inner;
 use crate::egress::{Denied, Departure, Purpose};
 use crate::generation::{Error, Event, Finish, Reason, RouteNote, Side, Usage, UsageSource};
+use crate::ledger::{Bill, Held, OnExceed};
 use crate::remote::{
-    Ask, Capabilities, Check, Class, Expected, Fault, Late, Link, Loop, Remote, Step, Terms,
+    Ask, CancelSettle, Capabilities, Check, Class, Cost, Expected, Fault, Late, Link, Loop, Step,
+    Terms,
 };
 
 /// Events of an answer that is given whole which are held before it counts as endless.
@@ -71,6 +73,10 @@ pub(super) async fn elsewhere(carrier: &mut Carrier) -> Ended {
         let (mut fault, sent) = match missed {
             Missed::Failed { fault, sent } => (fault, sent),
             Missed::Denied(why) => {
+                if let Some(class) = settles(&why) {
+                    let error = refused(carrier, &why);
+                    return failed(error, class, false);
+                }
                 let fault = Fault::new(Class::LocalPressure, why.to_string());
                 denied = Some(why);
                 (fault, false)
@@ -146,6 +152,19 @@ fn failed(error: Error, class: Option<Class>, same_model: bool) -> Ended {
     }
 }
 
+/// Whether a budget that does not suffice ends the search for a target: then with the class that says whether this
+/// machine may answer instead.
+fn settles(denied: &Denied) -> Option<Option<Class>> {
+    let Denied::Money(exceeded) = denied else {
+        return None;
+    };
+    match exceeded.on_exceed {
+        OnExceed::Next => None,
+        OnExceed::Local => Some(None),
+        OnExceed::Refuse => Some(Some(Class::BadRequest)),
+    }
+}
+
 /// What the caller is told when the gate let nothing leave after all.
 fn refused(carrier: &mut Carrier, denied: &Denied) -> Error {
     let reason = match denied {
@@ -158,7 +177,11 @@ fn refused(carrier: &mut Carrier, denied: &Denied) -> Error {
         *note = RouteNote::refused(reason);
     });
     match denied {
-        Denied::Money(_) | Denied::PriceUnknown(_) => Error::budget(denied.to_string()),
+        Denied::Money(exceeded) => {
+            let resets = Duration::from_millis(until_ms(exceeded));
+            Error::budget(denied.to_string(), Some(resets))
+        }
+        Denied::PriceUnknown(_) => Error::budget(denied.to_string(), None),
         denied => Error::no_target(denied.to_string()),
     }
 }
@@ -218,7 +241,7 @@ async fn race(
 }
 
 /// How long a first token may take before a second attempt may begin; none where none may.
-fn hedge_after(carrier: &Carrier, way: &Way) -> Option<std::time::Duration> {
+fn hedge_after(carrier: &Carrier, way: &Way) -> Option<Duration> {
     let remote = &carrier.hybrid.remote;
     if !remote.config().retry.hedge {
         return None;
@@ -233,9 +256,9 @@ fn may_hedge(carrier: &Carrier, slow: &Way, rival: &Way) -> bool {
     let outgoing = carrier.case.outgoing(hybrid, rival, carrier.seam.as_ref());
     let cost = outgoing
         .ok()
-        .and_then(|outgoing| Remote::worst_cost_nusd(&rival.facts, &outgoing));
+        .and_then(|outgoing| worst_case(&rival.facts, &outgoing));
     let most = hybrid.remote.config().retry.hedge_max_nusd;
-    cost.is_some_and(|cost| cost <= most)
+    cost.is_some_and(|cost| cost.nusd <= most)
         && hybrid
             .remote
             .board()
@@ -259,12 +282,15 @@ struct Underway {
     attempts: Attempts,
     way: Way,
     request_id: Arc<str>,
+    key: Option<Arc<str>>,
     began: Instant,
     first_token: Option<Instant>,
     provider: Option<String>,
     request_id_upstream: Option<String>,
     /// Tokens sent, at most, and pieces received.
     usage: Usage,
+    /// The money that is held for it; none once it is settled.
+    held: Option<Held>,
     settled: bool,
 }
 
@@ -275,28 +301,91 @@ impl Underway {
             Ok(finish) => finish.usage,
             Err(fault) => fault.usage.as_deref().copied().unwrap_or(self.usage),
         };
-        // What was refused before it began costs nothing; what broke off may have cost what was read by then.
-        let billed = outcome.is_err_and(|fault| fault.usage.is_some());
-        let counts = outcome.is_ok() || billed || self.first_token.is_some();
-        let cost = counts
-            .then(|| {
-                let remote = &self.hybrid.remote;
-                remote.cost_nusd(&self.way.facts, self.provider.as_deref(), &usage)
-            })
-            .flatten();
+        let owed = match outcome {
+            Ok(_) => Owed::Used,
+            Err(fault) => owed(fault, self.first_token.is_some()),
+        };
+        let counted = || {
+            let remote = &self.hybrid.remote;
+            remote.cost_nusd(&self.way.facts, self.provider.as_deref(), &usage)
+        };
+        let bound = self.held.as_ref().map_or(0, Held::worst_nusd);
+        let reserved = self.way.facts.target.cancel == CancelSettle::Reserved;
+        let (cost, basis) = match owed {
+            Owed::Nothing => (Some(0), None),
+            Owed::Used => match counted() {
+                Some(cost) => (
+                    Some(cost.nusd),
+                    cost.reported.then_some("provider_reported"),
+                ),
+                None => (Some(bound), Some("upper_bound")),
+            },
+            // Whoever was cut off says nothing any more about what it cost.
+            Owed::AtLeast if reserved => (Some(bound), Some("upper_bound")),
+            Owed::AtLeast => match counted() {
+                Some(cost) => (Some(cost.nusd), Some("estimate")),
+                None => (Some(bound), Some("upper_bound")),
+            },
+        };
+        let basis = basis.map_or_else(|| self.way.facts.basis.to_string(), str::to_owned);
+        let usage_owed = (owed != Owed::Nothing).then_some(usage);
+        let request_id_upstream = self.request_id_upstream.clone().or_else(|| {
+            let fault = outcome.err()?;
+            fault.upstream_request_id.clone()
+        });
+        let ttft = self.first_token.map(|at| at - self.began);
+        if let Some(held) = self.held.take() {
+            held.settle(Bill {
+                provider: self.provider.as_deref().map(Into::into),
+                nusd: cost.unwrap_or(bound),
+                usage: usage_owed,
+                basis: basis.as_str().into(),
+                ttft_ms: ttft.map(ms),
+                outcome: outcome
+                    .err()
+                    .map_or("ok", |fault| fault.class.name())
+                    .to_owned(),
+                request_id_upstream: request_id_upstream.clone(),
+            });
+        }
         settle(Settlement {
             inner: &self.inner,
             hybrid: &self.hybrid,
             attempts: &self.attempts,
             way: &self.way,
             request_id: &self.request_id,
-            ttft: self.first_token.map(|at| at - self.began),
+            key: self.key.as_ref(),
+            ttft,
             provider: self.provider.clone(),
-            request_id_upstream: self.request_id_upstream.clone(),
+            request_id_upstream,
             outcome,
             usage,
-            cost_nusd: cost.map(|(nusd, _)| nusd),
+            cost_nusd: cost,
+            basis,
         });
+    }
+}
+
+/// What an attempt that came to nothing is owed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    /// It was refused, or never sent.
+    Nothing,
+    /// What was counted, and nothing else.
+    Used,
+    /// What was seen of it; it may have cost more.
+    AtLeast,
+}
+
+/// A status says that nothing was made, and so does a body that was never sent. Whatever broke off later was paid
+/// for as far as it went, the prompt above all, whether somebody read it or not.
+fn owed(fault: &Fault, begun: bool) -> Owed {
+    if fault.usage.is_some() {
+        Owed::Used
+    } else if !begun && (fault.unsent || fault.status.is_some_and(|status| status >= 300)) {
+        Owed::Nothing
+    } else {
+        Owed::AtLeast
     }
 }
 
@@ -365,10 +454,12 @@ async fn begin(
         reason: &carrier.decision.reason,
         texts: &texts,
         body: outgoing.body.clone(),
-        worst_cost_nusd: Remote::worst_cost_nusd(&way.facts, &outgoing),
+        worst: worst_case(&way.facts, &outgoing),
+        basis: &way.facts.basis.to_string().into(),
+        tab: Some(&carrier.tab),
     };
-    let passport = match hybrid.gate.may_leave(departure).await {
-        Ok(passport) => passport,
+    let (passport, held) = match hybrid.gate.may_leave(departure).await {
+        Ok(let_through) => let_through,
         Err(denied) => {
             ticket.give_back();
             return Err(Missed::Denied(denied));
@@ -381,6 +472,7 @@ async fn begin(
         attempts: carrier.tally.attempts(),
         way: way.clone(),
         request_id: Arc::clone(&request.route.request_id),
+        key: request.route.key.clone(),
         began: Instant::now(),
         first_token: None,
         provider: None,
@@ -390,6 +482,7 @@ async fn begin(
             source: UsageSource::Estimated,
             ..Usage::default()
         },
+        held,
         settled: false,
     };
     let droppable = outgoing.droppable.clone();
@@ -530,8 +623,8 @@ async fn follow(carrier: &mut Carrier, begun: Begun) -> Result<Box<Finish>, Miss
     outcome.map_err(|fault| Missed::Failed { fault, sent: true })
 }
 
-/// Nano-USD that an answer has cost, and whether that is an estimate.
-pub(super) fn cost(carrier: &Carrier, way: &Way, usage: &Usage) -> Option<(u64, bool)> {
+/// What an answer has cost; none where nobody knows.
+pub(super) fn cost(carrier: &Carrier, way: &Way, usage: &Usage) -> Option<Cost> {
     let mut provider = None;
     carrier.note(|note| provider.clone_from(&note.provider));
     carrier

@@ -18,10 +18,11 @@ use super::seam::{self, Seam};
 use super::{Hybrid, attempt};
 use crate::dispatch::admission::Permit;
 use crate::dispatch::local::Ready;
-use crate::dispatch::{Inner, lifecycle};
+use crate::dispatch::{Inner, admit, lifecycle};
 use crate::generation::{
     ChatPiece, Error, ErrorKind, Event, EventStream, Finish, Reason, Request, RouteNote, Side,
 };
+use crate::ledger::Tab;
 use crate::remote::Class;
 use crate::route::{Decision, Outcome, Place};
 
@@ -37,7 +38,9 @@ pub(super) fn begin(
     permit: Permit,
 ) -> EventStream {
     let (out, events) = mpsc::channel(EVENTS_AHEAD);
+    let tab = admit(&hybrid.ledger, &case.request, &case.name);
     let carrier = Carrier {
+        tab,
         inner: Arc::clone(inner),
         hybrid: Arc::clone(hybrid),
         tally: Tally::new(&case.request, case.opened),
@@ -98,6 +101,8 @@ impl Shown {
 }
 
 pub(super) struct Carrier {
+    /// The request's account.
+    pub(super) tab: Tab,
     pub(super) inner: Arc<Inner>,
     pub(super) hybrid: Arc<Hybrid>,
     pub(super) case: Case,
@@ -131,6 +136,7 @@ impl Carrier {
             &self.inner,
             &self.hybrid,
             self.case,
+            self.tab,
             &self.decision,
             ended.as_ref(),
         );
@@ -271,6 +277,7 @@ impl Carrier {
                 };
             });
         }
+        self.tab.begin();
         match self.submit().await {
             Ok((events, begun)) => self.follow_local(events, &begun).await,
             Err(error) => Ended::failed_here(error),
@@ -301,7 +308,7 @@ impl Carrier {
         let begun = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&begun);
         let id = inner.next_id();
-        let events = lifecycle::submit(&inner, local, id, &request, ready, permit, flag)?;
+        let events = lifecycle::submit(&inner, local, id, &request, ready, permit, flag, None)?;
         Ok((events, begun))
     }
 
@@ -378,6 +385,7 @@ impl Carrier {
                     finish.timings = self.tally.timings(self.case.request.accepted_at);
                     // Whoever reads the end reads its cost, too.
                     let cost = attempt::cost(self, way, &finish.usage);
+                    let cost = cost.map(|cost| (cost.nusd, cost.estimate));
                     self.note(|note| note.add_cost(cost));
                 }
                 let finish = event.finish.clone().map(Box::new);

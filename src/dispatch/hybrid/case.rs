@@ -17,6 +17,7 @@ use crate::dispatch::untemplate::untemplate;
 use crate::egress::Destination;
 use crate::engine::{LoadSnapshot, SequenceLoad};
 use crate::generation::{ChatAsk, Error, ErrorKind, Grammar, Policy, Request, Side};
+use crate::ledger::Amount;
 use crate::remote::catalog::{Facts, Shape};
 use crate::remote::{self, Known, Outgoing, Remote, TargetStatus, Turn};
 use crate::route::{
@@ -57,6 +58,15 @@ pub(super) struct Case {
     pub(super) upon: (LocalView, u64),
     /// What the prompt looks like, where somebody wants to know.
     pub(super) features: Features,
+}
+
+/// Most that a request can come to at a target; none when nobody knows its price.
+pub(super) fn worst_case(facts: &Facts, outgoing: &Outgoing) -> Option<Amount> {
+    let (input, output) = Remote::worst_tokens(outgoing);
+    Some(Amount {
+        nusd: facts.target.price?.cost_nusd(input, 0, output),
+        tokens: input.saturating_add(output),
+    })
 }
 
 /// One target, as far as a request goes there.
@@ -303,7 +313,8 @@ impl Case {
             let key = self.request.route.key.as_deref();
             let egress = hybrid.gate.permits(key, &destination, &texts);
             let worst = outgoing.as_ref().ok();
-            let worst = worst.and_then(|outgoing| Remote::worst_cost_nusd(&facts, outgoing));
+            let worst = worst.and_then(|outgoing| worst_case(&facts, outgoing));
+            let (money_left_nusd, over_budget) = hybrid.money(&self.request, &destination, worst);
             self.views.push(TargetView {
                 target: hop.target.clone(),
                 upstream: destination.upstream.to_string(),
@@ -311,8 +322,9 @@ impl Case {
                 provider: destination.provider.as_deref().map(str::to_owned),
                 state: state(status, &facts, self.need.remaining_ms),
                 expected: Some(self.expected(status)),
-                worst_cost_nusd: worst,
-                money_left_nusd: hybrid.money_left(&destination.upstream),
+                worst_cost_nusd: worst.map(|worst| worst.nusd),
+                money_left_nusd,
+                over_budget,
                 eligible: match outgoing {
                     Ok(outgoing) => Ok(outgoing.degraded.iter().map(|&d| d.to_owned()).collect()),
                     Err(ineligible) => Err(ineligible.field.to_owned()),

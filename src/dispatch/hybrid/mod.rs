@@ -21,13 +21,15 @@ use tokio::sync::Semaphore;
 use super::Inner;
 use super::admission::{self, Permit};
 use super::local::Local;
-use crate::egress::{Gate, egress_sentence};
+use crate::egress::{Destination, Gate, egress_sentence};
 use crate::generation::{Error, EventStream, Policy, Reason, Request, RouteAsk, RouteNote, Side};
+use crate::ledger::{self, ANONYMOUS, Amount, Exceeded, Ledger, Period, Spender, Standing};
 use crate::remote::catalog::Facts;
 use crate::remote::{self, Fidelity, Known, Outgoing, Remote, TargetStatus, TranslateSettings};
 use crate::route::{
     self, Calibration, Decision, DecisionLog, Features, Hardness, Hysteresis, Lateness, LocalView,
-    MidStream, ModelRoute, Need, Outcome, OutputHistory, RefusalKind, Sessions, Terms, Then,
+    MidStream, ModelRoute, Need, OnExceed, Outcome, OutputHistory, OverBudget, RefusalKind,
+    Sessions, Terms, Then,
 };
 use case::Case;
 
@@ -59,12 +61,21 @@ pub struct UpstreamHealth {
     pub ttft_p50: Duration,
     /// 95 of a hundred do.
     pub ttft_p95: Duration,
-    /// Promised to its upstream today, in nano-USD.
+    /// Spent or held at its upstream today, in nano-USD.
     pub spent_today_nusd: u64,
-    /// What may be.
-    pub max_nusd_per_day: u64,
+    /// What may be; none where budgets over all upstreams say so.
+    pub max_nusd_per_day: Option<u64>,
     /// The day of the catalogue in use, where its upstream has one.
     pub catalog_day: Option<String>,
+}
+
+/// Where requests are written down.
+#[derive(Debug)]
+pub struct Kept {
+    /// What they cost.
+    pub ledger: Ledger,
+    /// Why they went where they did, where somebody wants to know.
+    pub log: Option<DecisionLog>,
 }
 
 /// What hybrid serving is made of.
@@ -72,6 +83,7 @@ pub struct UpstreamHealth {
 pub struct Hybrid {
     remote: Remote,
     gate: Gate,
+    ledger: Ledger,
     route: route::Config,
     terms: Terms,
     /// Other names that mean the default model.
@@ -100,12 +112,13 @@ impl Hybrid {
     pub fn new(
         remote: Remote,
         gate: Gate,
+        kept: Kept,
         route: route::Config,
         served: &str,
         local: Option<&Local>,
         calibration: Option<Calibration>,
-        log: Option<DecisionLog>,
     ) -> Self {
+        let Kept { ledger, log } = kept;
         let mut models = BTreeMap::new();
         for (name, model) in &route.models {
             let model = Arc::new(model.clone());
@@ -142,6 +155,7 @@ impl Hybrid {
             models,
             remote,
             gate,
+            ledger,
             route,
         }
     }
@@ -179,6 +193,15 @@ impl Hybrid {
     /// Every target's state, for operators.
     pub(super) fn statuses(&self) -> Vec<UpstreamHealth> {
         let now = Instant::now();
+        let standings = self.ledger.standings();
+        let spent_today = |upstream: &str| {
+            let counts = |standing: &&Standing| {
+                let budget = &*standing.name;
+                standing.period == Period::Day && budget == daily_budget(upstream)
+            };
+            let standing = standings.iter().find(counts);
+            standing.map_or(0, |standing| standing.used)
+        };
         let of = |status: TargetStatus| {
             let upstream = self.remote.upstream(&status.upstream);
             UpstreamHealth {
@@ -192,8 +215,8 @@ impl Hybrid {
                 limit: status.limit,
                 ttft_p50: status.ttft_p50,
                 ttft_p95: status.ttft_p95,
-                spent_today_nusd: self.gate.spent_today(&status.upstream),
-                max_nusd_per_day: upstream.map_or(0, |upstream| upstream.max_nusd_per_day),
+                spent_today_nusd: spent_today(&status.upstream),
+                max_nusd_per_day: upstream.map_or(Some(0), |upstream| upstream.max_nusd_per_day),
                 catalog_day: self.remote.catalogue().day(&status.upstream),
             }
         };
@@ -242,10 +265,23 @@ impl Hybrid {
         self.route.policies.may_widen(key)
     }
 
-    fn money_left(&self, upstream: &str) -> Option<u64> {
-        let upstream = self.remote.upstream(upstream)?;
-        let spent = self.gate.spent_today(&upstream.name);
-        Some(upstream.max_nusd_per_day.saturating_sub(spent))
+    /// What budgets leave to a request at a place, and the one that does not cover its worst case.
+    fn money(
+        &self,
+        request: &Request,
+        to: &Destination,
+        worst: Option<Amount>,
+    ) -> (Option<u64>, Option<OverBudget>) {
+        let key = request.route.key.clone();
+        let spender = Spender {
+            key: key.unwrap_or_else(|| ANONYMOUS.into()),
+            tenant: Arc::clone(&request.tenant.0),
+            model: Arc::clone(&to.model),
+            provider: to.provider.clone(),
+            upstream: Arc::clone(&to.upstream),
+        };
+        let over = worst.and_then(|worst| self.ledger.look(&spender, worst));
+        (self.ledger.left(&spender).nusd, over.map(over_budget))
     }
 
     /// What becomes of what a target cannot do exactly.
@@ -400,6 +436,30 @@ impl Hybrid {
     }
 }
 
+/// The name of the budget that `max_usd_per_day` of an upstream is.
+pub fn daily_budget(upstream: &str) -> String {
+    format!("max_usd_per_day of upstream {upstream}")
+}
+
+/// A budget that does not suffice, in the words of routing.
+fn over_budget(exceeded: Exceeded) -> OverBudget {
+    OverBudget {
+        then: match exceeded.on_exceed {
+            ledger::OnExceed::Next => OnExceed::Next,
+            ledger::OnExceed::Local => OnExceed::Local,
+            ledger::OnExceed::Refuse => OnExceed::Refuse,
+        },
+        resets_after_ms: until_ms(&exceeded),
+        text: exceeded.to_string(),
+    }
+}
+
+/// Milliseconds until a budget begins anew.
+fn until_ms(exceeded: &Exceeded) -> u64 {
+    let wait = exceeded.resets_ms.saturating_sub(ledger::now_ms());
+    u64::try_from(wait).unwrap_or(0)
+}
+
 /// Names settings: the same ones have the same name.
 fn revision(route: &route::Config) -> String {
     use sha2::{Digest, Sha256};
@@ -466,6 +526,8 @@ fn refused(refusal: &route::Refusal, case: &Case) -> Error {
             case.refusal.clone().unwrap_or(kind)
         }
         RefusalKind::NoTarget => Error::no_target(text),
-        RefusalKind::Budget => Error::budget(text),
+        RefusalKind::Budget => {
+            Error::budget(text, refusal.retry_after_ms.map(Duration::from_millis))
+        }
     }
 }

@@ -196,6 +196,7 @@ impl Catalogue {
                 context_length,
                 same_model: target.same_model,
                 price,
+                cancel: target.cancel,
             },
             provider: known.provider,
             live: known.live,

@@ -1,7 +1,7 @@
 //! Upstreams and targets for this floor's tests.
 
 use crate::remote::{
-    Billing, Capabilities, ProviderChoice, TargetConfig, UpstreamConfig, UpstreamKind,
+    Billing, CancelSettle, Capabilities, ProviderChoice, TargetConfig, UpstreamConfig, UpstreamKind,
 };
 
 /// An upstream of which nothing is known but its kind.
@@ -20,7 +20,7 @@ pub(crate) fn upstream(name: &str, kind: UpstreamKind) -> UpstreamConfig {
         chat_path: None,
         control: None,
         scales_to_zero: false,
-        max_nusd_per_day: 0,
+        max_nusd_per_day: Some(0),
         max_concurrency: None,
         rpm: None,
         tpm: None,
@@ -43,5 +43,6 @@ pub(crate) fn target(name: &str, upstream: &str, model: &str) -> TargetConfig {
         capabilities: Capabilities::default(),
         same_model: false,
         max_cost_nusd: None,
+        cancel: CancelSettle::Shown,
     }
 }

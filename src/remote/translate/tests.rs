@@ -11,7 +11,7 @@ use crate::generation::{
     ChatAsk, Conversation, FrequencyRule, Grammar, Message, Sampling, StopRule, TokenDetail,
     TokenId, Tool, ToolCall, ToolChoice,
 };
-use crate::remote::config::Capabilities;
+use crate::remote::config::{CancelSettle, Capabilities};
 
 fn target(kind: UpstreamKind, engine: EngineKind) -> TargetFacts {
     TargetFacts {
@@ -25,6 +25,7 @@ fn target(kind: UpstreamKind, engine: EngineKind) -> TargetFacts {
         context_length: None,
         same_model: false,
         price: None,
+        cancel: CancelSettle::Shown,
     }
 }
 

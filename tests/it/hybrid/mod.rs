@@ -50,9 +50,15 @@ impl Setup {
 
     /// Nothing but where state and audit log stand.
     pub fn new() -> Self {
+        Self::with_remote("")
+    }
+
+    /// The same, with more settings of `[remote]` itself.
+    pub fn with_remote(settings: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let state = folder.path().join("state");
-        let text = format!("[remote]\nstate_dir = {:?}\n", state.display().to_string());
+        let state = state.display().to_string();
+        let text = format!("[remote]\nstate_dir = {state:?}\n{settings}");
         Self {
             folder,
             text,
@@ -64,6 +70,12 @@ impl Setup {
     /// More settings.
     pub fn add(mut self, text: &str) -> Self {
         self.text += text;
+        self
+    }
+
+    /// A setting that stands before all tables.
+    pub fn first(mut self, text: &str) -> Self {
+        self.text.insert_str(0, text);
         self
     }
 

@@ -392,15 +392,27 @@ fn answers_conform(server: &Server) {
     }
 }
 
+/// A server that has something to tell of what was used.
+fn with_ledger(folder: &std::path::Path) -> Sconce {
+    let settings = folder.join("sconce.toml");
+    let ledger = folder.join("ledger.db").display().to_string();
+    fs::write(&settings, format!("[ledger]\npath = {ledger:?}\n")).expect("settings");
+    Sconce::new().flag("--config", &settings.display().to_string())
+}
+
 #[test]
 fn answers_look_as_the_document_says() {
-    let server = Sconce::new().serve();
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = with_ledger(folder.path()).serve();
     answers_conform(&server);
 }
 
 #[test]
 fn answers_look_as_the_document_says_under_openais_rule() {
-    let server = Sconce::new().flag("--compat", "openai").serve();
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = with_ledger(folder.path())
+        .flag("--compat", "openai")
+        .serve();
     answers_conform(&server);
 }
 

@@ -190,6 +190,11 @@ impl Server {
         self.signal("-TERM");
     }
 
+    /// Sends SIGKILL.
+    pub fn kill(&self) {
+        self.signal("-KILL");
+    }
+
     /// Sends SIGHUP.
     pub fn hang_up(&self) {
         self.signal("-HUP");

@@ -277,7 +277,9 @@ fn a_server_whose_log_cannot_be_opened_does_not_start() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     // Where its folder should be there is a file.
-    let setup = open(&upstream);
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let ledger = elsewhere.path().join("ledger.db").display().to_string();
+    let setup = open(&upstream).add(&format!("[ledger]\npath = {ledger:?}\n"));
     fs::write(setup.folder.path().join("state"), "a file").expect("room");
     let words = refused(&setup);
     assert!(words.contains("audit log"), "{words}");

@@ -1,0 +1,26 @@
+//! What everything costs: one entry for each admitted request, one row for each time it left, and budgets.
+//!
+//! Money is held before bytes leave and settled when it is known what they came to; whatever happens in between, a
+//! crash included, is counted at the upper bound. Amounts are whole nano-USD. Prices are other floors' business:
+//! this one is told what a request can cost and what it did. Nothing here keeps a text of anybody.
+
+mod budget;
+mod entry;
+mod handle;
+mod store;
+mod usage;
+mod window;
+mod writer;
+
+pub use budget::{
+    Amount, Budget, Each, Exceeded, Left, Limit, OnExceed, Scope, Spender, Standing, usd,
+};
+pub use entry::{ANONYMOUS, Attempt, Bill, Closing, Who, now_ms};
+pub use handle::{Config, Held, Ledger, Tab};
+pub use store::{Place, StoreError};
+pub use usage::{Dimension, Line, Minute, Query, Reader, Report, Settled};
+pub use window::{Period, Window, date_of, midnight_ms};
+pub use writer::Refused;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,444 @@
+//! The ledger's thread: takes what waits, holds it against the budgets, writes it as one group, tells everybody.
+//!
+//! No timer makes anybody wait: the more callers there are, the more of them share a sync. Money is promised only
+//! once its reservation is written down. What cannot be written is tried again, and until then money stays held:
+//! whatever fails, less is left than there might be, and never more.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::budget::{Amount, Book, Budget, Delta, Exceeded};
+use super::entry::{AttemptRow, Bill, EntryRow, now_ms};
+use super::store::{Group, Store, StoreError};
+use super::usage::Settled;
+use super::window::{Period, Window};
+
+/// Requests that share a sync at most.
+const GROUP: usize = 256;
+/// After a failure, when what could not be written is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often servers that are gone are looked for, where several share a ledger.
+const RECOVERY: Duration = Duration::from_secs(30);
+/// How often old rows are dropped.
+const PRUNING: Duration = Duration::from_secs(3600);
+/// Closed requests that wait to be written at most while the disk fails; the oldest are lost then, and reported.
+const MOST_UNWRITTEN: usize = 65_536;
+
+/// Why money is not held.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refused {
+    /// A budget does not cover it.
+    #[error("{0}")]
+    Exceeded(Box<Exceeded>),
+    /// Nothing can be written down.
+    #[error("{0}")]
+    Store(StoreError),
+    /// The ledger's thread has ended.
+    #[error("the ledger is closed")]
+    Closed,
+}
+
+/// What the thread is asked for.
+pub(super) enum Command {
+    /// Hold money. Without a reply nobody waits, and nothing is denied: it costs nothing.
+    Reserve {
+        row: Box<AttemptRow>,
+        reply: Option<oneshot::Sender<Result<i64, Refused>>>,
+    },
+    /// An attempt came to this.
+    Settle(Box<AttemptRow>),
+    /// A request was opened or closed.
+    Entry(Box<EntryRow>),
+    /// Everything before it is to be durable.
+    Flush(Box<dyn FnOnce() + Send>),
+    /// Other budgets.
+    Budgets(Vec<Budget>),
+    /// What attempts came to by the provider's own bill.
+    Adjust {
+        rows: Vec<(Settled, u64)>,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
+}
+
+/// What bounds the ledger's size.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) keep: Duration,
+    pub(super) max_bytes: u64,
+}
+
+/// What the thread owns.
+pub(super) struct Writer {
+    pub(super) store: Store,
+    pub(super) book: Arc<Mutex<Book>>,
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    /// Commands on their way.
+    pub(super) waiting: Arc<AtomicUsize>,
+    pub(super) bounds: Bounds,
+    /// Attempts that somebody holds.
+    pub(super) held: HashSet<i64>,
+    /// What could not be written yet.
+    pub(super) unwritten: VecDeque<Command>,
+    /// Whether a commit has failed of which nobody knows whether it was made.
+    pub(super) in_doubt: bool,
+}
+
+impl Writer {
+    /// Runs until nobody can ask for anything any more, and everything is written.
+    pub(super) async fn run(mut self) {
+        let mut again: Option<Instant> = None;
+        let mut recovery = Instant::now() + RECOVERY;
+        let mut pruning = Instant::now() + AGAIN;
+        loop {
+            let mut group = Vec::new();
+            let retry = again.unwrap_or_else(|| Instant::now() + PRUNING);
+            tokio::select! {
+                biased;
+                taken = self.commands.recv_many(&mut group, GROUP) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    self.waiting.fetch_sub(taken, Ordering::Relaxed);
+                }
+                () = sleep_until(retry), if again.is_some() => {}
+                () = sleep_until(recovery), if self.store.is_shared() => {
+                    recovery = Instant::now() + RECOVERY;
+                    self.recover().await;
+                    continue;
+                }
+                () = sleep_until(pruning) => {
+                    pruning = Instant::now() + PRUNING;
+                    self.prune().await;
+                    continue;
+                }
+            }
+            again = match self.take(group).await {
+                true => None,
+                false => Some(Instant::now() + AGAIN),
+            };
+        }
+        // The last chance for what could not be written.
+        if !self.unwritten.is_empty() && !self.take(Vec::new()).await {
+            tracing::error!(
+                rows = self.unwritten.len(),
+                "the ledger ends without its last entries; what was held is counted at its upper bound"
+            );
+            return;
+        }
+        if let Err(problem) = self.store.close().await {
+            tracing::error!(%problem, "the ledger's end");
+        }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a group, with what could not be written before. False where something is left to be tried again.
+    async fn take(&mut self, commands: Vec<Command>) -> bool {
+        let mut all: Vec<Command> = self.unwritten.drain(..).collect();
+        all.extend(commands);
+        let (mut flushes, mut work) = (Vec::new(), Vec::new());
+        for command in all {
+            match command {
+                Command::Flush(tell) => flushes.push(tell),
+                Command::Budgets(budgets) => self.replace_budgets(budgets).await,
+                Command::Adjust { rows, reply } => {
+                    let _ = reply.send(self.adjust(rows).await);
+                }
+                command => work.push(command),
+            }
+        }
+        let mut written = true;
+        let mut work = work.into_iter().peekable();
+        while work.peek().is_some() {
+            let group: Vec<Command> = work.by_ref().take(GROUP).collect();
+            written &= self.write(group, !flushes.is_empty()).await;
+        }
+        if written && self.in_doubt {
+            self.in_doubt = self.void_orphans().await.is_err();
+        }
+        for tell in flushes {
+            tell();
+        }
+        written && !self.in_doubt && self.unwritten.is_empty()
+    }
+
+    async fn write(&mut self, commands: Vec<Command>, flush: bool) -> bool {
+        let money = |c: &Command| matches!(c, Command::Reserve { .. } | Command::Settle(_));
+        if let Err(problem) = self.begin(commands.iter().any(money)).await {
+            self.failed(commands, &problem);
+            return false;
+        }
+        let weighed = self.weigh(commands);
+        let Weighed {
+            group,
+            promised,
+            again,
+            durable,
+        } = weighed;
+        if group.is_empty() {
+            // Nothing but refusals.
+            self.store.roll_back().await;
+            return true;
+        }
+        match self.store.commit(&group, durable || flush).await {
+            Ok(()) => {
+                for row in &group.attempts {
+                    match row.settled {
+                        Some(_) => self.held.remove(&row.id),
+                        None => self.held.insert(row.id),
+                    };
+                }
+                self.keep_promises(promised);
+                true
+            }
+            Err(problem) => {
+                self.book().undo(&group.deltas);
+                self.in_doubt |= !promised.is_empty();
+                let promised = promised.into_iter().map(|Promise { row, reply }| {
+                    // Its settling will come, whether anybody waits or not.
+                    Command::Reserve { row, reply }
+                });
+                self.failed(promised.chain(again).collect(), &problem);
+                false
+            }
+        }
+    }
+
+    /// Begins a group where several servers share the ledger.
+    async fn begin(&mut self, compares: bool) -> Result<(), StoreError> {
+        if !self.store.is_shared() {
+            return Ok(());
+        }
+        let oldest = match compares {
+            true => self.book().oldest_ms(now_ms()),
+            // Nothing is compared.
+            false => i64::MAX,
+        };
+        let counters = self.store.begin(oldest).await?;
+        if oldest < i64::MAX {
+            let counters = counters.into_iter();
+            self.book()
+                .replace(counters.map(|c| (c.counter.into(), c.start_ms, c.used)));
+        }
+        Ok(())
+    }
+
+    /// Holds every reservation against the budgets, and puts together what is to be written.
+    fn weigh(&mut self, commands: Vec<Command>) -> Weighed {
+        let mut weighed = Weighed::default();
+        let mut entries: HashMap<i64, usize> = HashMap::new();
+        let mut attempts: HashMap<i64, usize> = HashMap::new();
+        let now = now_ms();
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        for command in commands {
+            match command {
+                Command::Reserve { mut row, reply } => {
+                    // Whoever no longer waits sends nothing either.
+                    if reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
+                        continue;
+                    }
+                    match book.reserve(&row.attempt.spender, row.attempt.worst, now) {
+                        Ok((deltas, at_ms)) => {
+                            row.reserved_ms = at_ms;
+                            weighed.durable |= reply.is_some();
+                            weighed.group.deltas.extend(deltas);
+                            attempts.insert(row.id, weighed.group.attempts.len());
+                            weighed.group.attempts.push(AttemptRow::clone(&row));
+                            weighed.promised.push(Promise { row, reply });
+                        }
+                        Err(exceeded) => {
+                            if let Some(reply) = reply {
+                                let _ = reply.send(Err(Refused::Exceeded(Box::new(exceeded))));
+                            }
+                        }
+                    }
+                }
+                Command::Settle(row) => {
+                    weighed.group.deltas.extend(settle(&mut book, &row));
+                    weighed.durable = true;
+                    // Free ones may be held and settled in one breath.
+                    match attempts.get(&row.id) {
+                        Some(&place) => weighed.group.attempts[place] = AttemptRow::clone(&row),
+                        None => weighed.group.attempts.push(AttemptRow::clone(&row)),
+                    }
+                    weighed.again.push(Command::Settle(row));
+                }
+                Command::Entry(row) => {
+                    match entries.get(&row.id) {
+                        Some(&place) => weighed.group.entries[place] = EntryRow::clone(&row),
+                        None => {
+                            entries.insert(row.id, weighed.group.entries.len());
+                            weighed.group.entries.push(EntryRow::clone(&row));
+                        }
+                    }
+                    weighed.again.push(Command::Entry(row));
+                }
+                Command::Flush(_) | Command::Budgets(_) | Command::Adjust { .. } => {}
+            }
+        }
+        weighed
+    }
+
+    /// Tells those who wait that their money is held. Whoever has gone meanwhile has sent nothing.
+    fn keep_promises(&mut self, promised: Vec<Promise>) {
+        for Promise { mut row, reply } in promised {
+            let Some(reply) = reply else { continue };
+            if reply.send(Ok(row.reserved_ms)).is_err() {
+                row.settled = Some((now_ms(), Bill::void("not_sent")));
+                self.unwritten.push_back(Command::Settle(row));
+            }
+        }
+    }
+
+    /// Keeps what could not be written, for the next try.
+    fn failed(&mut self, commands: Vec<Command>, problem: &StoreError) {
+        tracing::error!(%problem, "the ledger cannot be written: nothing that costs money may leave");
+        for command in commands {
+            match command {
+                Command::Reserve {
+                    reply: Some(reply), ..
+                } => drop(reply.send(Err(Refused::Store(problem.clone())))),
+                command => self.unwritten.push_back(command),
+            }
+        }
+        let entries = |c: &Command| matches!(c, Command::Entry(_));
+        let over = self.unwritten.len().saturating_sub(MOST_UNWRITTEN);
+        let mut lost = 0;
+        // Money that is held is never forgotten.
+        self.unwritten.retain(|command| {
+            let drops = lost < over && entries(command);
+            lost += usize::from(drops);
+            !drops
+        });
+        if lost > 0 {
+            tracing::error!(lost, "requests are missing from the ledger");
+        }
+    }
+
+    /// Settles at nothing what a failed commit has written after all.
+    async fn void_orphans(&mut self) -> Result<(), StoreError> {
+        for orphan in self.store.orphans(&self.held).await? {
+            let mut deltas: Vec<Delta> = Vec::new();
+            if self.store.is_shared() {
+                self.begin(true).await?;
+                let nothing = Amount::default();
+                deltas = self.book().settle(
+                    (&orphan.spender, orphan.worst),
+                    (&orphan.spender, nothing),
+                    orphan.reserved_ms,
+                );
+            }
+            self.store.void(orphan.id, &deltas).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts what a bill says instead of what was counted.
+    async fn adjust(&mut self, rows: Vec<(Settled, u64)>) -> Result<(), StoreError> {
+        self.begin(true).await?;
+        let amount = |nusd| Amount { nusd, tokens: 0 };
+        let mut deltas = Vec::new();
+        for (row, nusd) in &rows {
+            let spender = &row.spender;
+            let (was, is) = ((spender, amount(row.nusd)), (spender, amount(*nusd)));
+            deltas.extend(self.book().settle(was, is, row.reserved_ms));
+        }
+        let written = self.store.adjust(&rows, &deltas).await;
+        if written.is_err() {
+            self.book().undo(&deltas);
+        }
+        written
+    }
+
+    async fn replace_budgets(&mut self, budgets: Vec<Budget>) {
+        let zone = self.book().zone();
+        let mut book = Book::new(budgets, zone);
+        match self.store.refill(&mut book).await {
+            Ok(()) => *self.book() = book,
+            Err(problem) => {
+                tracing::error!(%problem, "the budgets stay as they were");
+            }
+        }
+    }
+
+    async fn recover(&mut self) {
+        match self.store.recover().await {
+            Ok(0) => {}
+            Ok(rows) => tracing::warn!(
+                rows,
+                "another server ended without settling what it had sent: it is counted at its upper bound"
+            ),
+            Err(problem) => tracing::warn!(%problem, "the ledger"),
+        }
+    }
+
+    /// Drops what is too old, and the oldest where there is too much; never what a budget still counts.
+    async fn prune(&mut self) {
+        let now = now_ms();
+        let needed = Window::of(Period::Month, self.book().zone(), now).start_ms;
+        let keep = i64::try_from(self.bounds.keep.as_millis()).unwrap_or(i64::MAX);
+        let mut before = now.saturating_sub(keep);
+        let dropped = async {
+            let (bytes, oldest) = self.store.size().await?;
+            if let Some(oldest) = oldest.filter(|_| bytes > self.bounds.max_bytes) {
+                before = before.max(oldest + (now - oldest) / 10);
+                if needed <= oldest {
+                    tracing::warn!(
+                        bytes,
+                        "the ledger is larger than `max_bytes`, and this month's budgets need all of it"
+                    );
+                }
+            }
+            self.store.prune(before.min(needed)).await
+        };
+        match dropped.await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "old rows of the ledger are dropped"),
+            Err(problem) => tracing::warn!(%problem, "the ledger's old rows stay"),
+        }
+    }
+}
+
+/// A group as it is to be written, and those who wait for it.
+#[derive(Default)]
+struct Weighed {
+    group: Group,
+    promised: Vec<Promise>,
+    /// What is tried again if it cannot be written.
+    again: Vec<Command>,
+    durable: bool,
+}
+
+/// Money that is held once the group is written.
+struct Promise {
+    row: Box<AttemptRow>,
+    reply: Option<oneshot::Sender<Result<i64, Refused>>>,
+}
+
+/// Counts what an attempt came to instead of what was held for it.
+fn settle(book: &mut Book, row: &AttemptRow) -> Vec<Delta> {
+    let Some((_, bill)) = &row.settled else {
+        return Vec::new();
+    };
+    let held = &row.attempt.spender;
+    let mut actual = held.clone();
+    if let Some(provider) = &bill.provider {
+        actual.provider = Some(Arc::clone(provider));
+    }
+    let amount = Amount {
+        nusd: bill.nusd,
+        tokens: bill.tokens(),
+    };
+    book.settle(
+        (held, row.attempt.worst),
+        (&actual, amount),
+        row.reserved_ms,
+    )
+}
