@@ -60,6 +60,9 @@ struct Args {
     /// The proxy of LiteLLM; `benches/remote/run` installs it there
     #[arg(long, default_value = "target/remote/litellm/bin/litellm")]
     litellm: PathBuf,
+    /// The binary of the path `other`
+    #[arg(long)]
+    other: Option<PathBuf>,
     /// Where settings and logs of the servers are written
     #[arg(long, default_value = "target/remote")]
     folder: PathBuf,
@@ -82,6 +85,10 @@ enum Way {
     /// Past a relay of bytes, which is the least that a hop costs here
     Relay,
     Sconce,
+    /// The same to upstreams that are paid by the token: money is held on the disk before each request leaves
+    Paid,
+    /// Another sconce, such as one of before a change
+    Other,
     LiteLlm,
 }
 
@@ -91,6 +98,8 @@ impl Way {
             Self::Direct => "direct",
             Self::Relay => "relay",
             Self::Sconce => "sconce",
+            Self::Paid => "paid",
+            Self::Other => "other",
             Self::LiteLlm => "litellm",
         }
     }
@@ -168,8 +177,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     for &path in &args.paths {
         match path {
             Way::Direct | Way::Relay => {}
-            Way::Sconce => {
-                proxies.push((path, servers::sconce(&folder, &upstreams, !args.unsynced)?))
+            Way::Sconce | Way::Paid | Way::Other => {
+                let other = args.other.as_deref().filter(|_| path == Way::Other);
+                if path == Way::Other && other.is_none() {
+                    return Err("--other names the binary".into());
+                }
+                let as_it_is = servers::Sconce {
+                    name: path.name(),
+                    binary: other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_sconce"))),
+                    sync: !args.unsynced,
+                    paid: path == Way::Paid,
+                };
+                proxies.push((path, servers::sconce(&folder, &upstreams, &as_it_is)?));
             }
             Way::LiteLlm => {
                 proxies.push((path, servers::litellm(&folder, &args.litellm, &upstreams)?));

@@ -176,16 +176,33 @@ fn fixed_stream() -> String {
 /// An upstream's name, which is also the model's, and its address.
 pub(crate) type Upstreams<'a> = [(&'a str, SocketAddr)];
 
-/// sconce without a model, with keys, audit log, decision log and metrics.
+/// How a sconce is served.
+pub(crate) struct Sconce<'a> {
+    /// Its folder's name.
+    pub(crate) name: &'a str,
+    pub(crate) binary: &'a Path,
+    /// Whether audit lines are synced before what they tell of leaves.
+    pub(crate) sync: bool,
+    /// Whether its upstreams are paid by the token.
+    pub(crate) paid: bool,
+}
+
+/// sconce without a model, with keys, audit log, decision log, ledger and metrics.
 ///
 /// Errors: it does not start.
 pub(crate) fn sconce(
     folder: &Path,
     upstreams: &Upstreams<'_>,
-    sync: bool,
+    as_it_is: &Sconce<'_>,
 ) -> Result<Server, Box<dyn Error>> {
+    let &Sconce {
+        name,
+        binary,
+        sync,
+        paid,
+    } = as_it_is;
     let address = free_port()?;
-    let folder = folder.join("sconce");
+    let folder = folder.join(name);
     // Keys and logs of an earlier run.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
@@ -197,7 +214,7 @@ port = {}
 max_concurrent_requests = 4096
 
 [egress]
-default = "dedicated"
+default = "any"
 
 [audit]
 path = "{place}/audit.jsonl"
@@ -213,6 +230,13 @@ max_concurrent_requests = 4096
         address.ip(),
         address.port()
     );
+    let (billing, price) = match paid {
+        true => (
+            "billing = \"tokens\"\nmax_usd_per_day = 100000\n",
+            "price = { input = 0.1, output = 0.4 }\n",
+        ),
+        false => ("billing = \"own\"\n", ""),
+    };
     for (name, at) in upstreams {
         // nginx gives the same answer whatever it is asked for.
         let streams = *name != "json";
@@ -223,14 +247,13 @@ name = "{name}"
 kind = "openai_compat"
 engine = "openai"
 base_url = "http://{at}"
-billing = "own"
-max_concurrency = 4096
+{billing}max_concurrency = 4096
 
 [[remote.target]]
 name = "{name}"
 upstream = "{name}"
 model = "{name}"
-capabilities = {{ streaming = {streams} }}
+{price}capabilities = {{ streaming = {streams} }}
 
 [[route.model]]
 name = "{name}"
@@ -241,7 +264,6 @@ targets = ["{name}"]
     }
     let file = folder.join("sconce.toml");
     fs::write(&file, settings)?;
-    let binary = env!("CARGO_BIN_EXE_sconce");
     let made = Command::new(binary)
         .args(["key", "new", "--name", "bench", "--config"])
         .arg(&file)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rand_core::{OsRng, TryRngCore};
 
 use super::AppError;
+use super::alerts::Alerts;
 use crate::audit;
 use crate::config::Settings;
 use crate::dispatch::{Hybrid, Kept, Local};
@@ -16,7 +17,7 @@ use crate::ledger::Ledger;
 use crate::remote::control::EndpointState as Endpoint;
 use crate::remote::{Class, EndpointState, Fault, Fetch, Fetched, Question, Remote, catalog};
 use crate::route::{Calibration, DecisionLog, LogThread};
-use crate::telemetry::redact;
+use crate::telemetry::{Metrics, redact};
 
 /// How often what is known of upstreams is handed to those who decide, and written down.
 const TICK: Duration = Duration::from_secs(2);
@@ -28,6 +29,8 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 pub(super) struct Upkeep {
     remote: Remote,
     gate: Gate,
+    /// None once they run.
+    alerts: Option<Alerts>,
     audit: audit::Log,
     decisions: Option<LogThread>,
 }
@@ -58,6 +61,7 @@ pub(super) fn open(
     served: &str,
     local: Option<&Local>,
     ledger: Option<&Ledger>,
+    metrics: &Arc<Metrics>,
 ) -> Result<Option<(Hybrid, Upkeep)>, AppError> {
     let (Some(config), Some(log), Some(ledger)) = (&settings.remote, &settings.audit, ledger)
     else {
@@ -121,9 +125,17 @@ pub(super) fn open(
         calibration,
     );
     tracing::info!("{}", hybrid.sentence(&settings.egress));
+    let alerts = Alerts::new(
+        settings.alerts.clone(),
+        ledger.clone(),
+        remote.clone(),
+        gate.clone(),
+        Arc::clone(metrics),
+    )?;
     let upkeep = Upkeep {
         remote,
         gate,
+        alerts: Some(alerts),
         audit,
         decisions: thread,
     };
@@ -150,14 +162,20 @@ impl Upkeep {
     }
 
     /// What runs for as long as the server does.
-    pub(super) fn run(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub(super) fn run(&mut self) -> impl Future<Output = ()> + Send + 'static {
+        let alerts = self.alerts.take();
         let (remote, gate) = (self.remote.clone(), self.gate.clone());
         let asked = remote.clone();
         let fetch = Fetch::new(move |question| ask(asked.clone(), gate.clone(), question));
         async move {
             let known = remote.catalogue().clone().run(fetch);
             let told = tell(remote);
-            futures::future::join(known, told).await;
+            let alerts = async {
+                if let Some(alerts) = alerts {
+                    alerts.run().await;
+                }
+            };
+            futures::future::join3(known, told, alerts).await;
         }
     }
 

@@ -1,5 +1,6 @@
 //! Builds every part from the cellar up, wires them, and runs until told to stop.
 
+mod alerts;
 mod hybrid;
 mod load;
 mod server;
@@ -102,7 +103,13 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         }
     };
     let ledger = open_ledger(&settings)?;
-    let opened = hybrid::open(&settings, &info.model_id, local.as_ref(), ledger.as_ref())?;
+    let opened = hybrid::open(
+        &settings,
+        &info.model_id,
+        local.as_ref(),
+        ledger.as_ref(),
+        &metrics,
+    )?;
     let (hybrid, mut upkeep) = opened.unzip();
     let records = upkeep.as_mut().and_then(Upkeep::last_records);
     let routed = hybrid.is_some() || ledger.is_some();

@@ -117,7 +117,7 @@ pub(super) fn run(
     routes: Router,
     settings: &Settings,
     door: Doorkeeper,
-    upkeep: Option<Upkeep>,
+    mut upkeep: Option<Upkeep>,
     is_idle: impl Fn() -> bool,
 ) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -125,17 +125,20 @@ pub(super) fn run(
         .enable_all()
         .build()
         .map_err(AppError::Start)?;
-    if let Some(upkeep) = &upkeep {
+    if let Some(upkeep) = &mut upkeep {
         runtime.spawn(upkeep.run());
     }
     let result = runtime.block_on(listen(routes, settings, door, is_idle));
     if let Some(upkeep) = upkeep {
         runtime.block_on(upkeep.close());
     }
-    // Requests that outlived the drain are dropped with the runtime.
-    runtime.shutdown_background();
+    // Requests that outlived the drain are dropped with the runtime, which says what they came to.
+    runtime.shutdown_timeout(LAST_DROPS);
     result
 }
+
+/// How long work that cannot be interrupted is waited for at the end.
+const LAST_DROPS: Duration = Duration::from_secs(1);
 
 /// How long the server must have been idle before connections that never sent a whole request, or never
 /// take an answer that is finished, are given up in a drain.

@@ -33,6 +33,11 @@ pub(super) fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     outer.chain_update(inner.finalize()).finalize().into()
 }
 
+/// HMAC-SHA256 of several parts, one after the other, in hexadecimal.
+pub fn sign(key: &[u8], parts: &[&[u8]]) -> String {
+    hex(&hmac(key, parts))
+}
+
 /// Lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

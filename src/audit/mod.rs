@@ -12,7 +12,7 @@ mod log;
 mod record;
 mod verify;
 
-pub use hmac::{Fingerprint, Key};
+pub use hmac::{Fingerprint, Key, sign};
 pub use log::{Log, OpenError, Settings, WriteError};
 pub use record::{Done, Record, Sent};
 pub use verify::{Broken, Found, Report, verify};

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use toml::Value;
 
+use super::alerts::{self, AlertSettings};
 use super::egress::{self, AuditSettings};
 use super::keys::Grants;
 use super::ledger;
@@ -24,6 +25,7 @@ pub(super) struct Sections {
     pub(super) audit: Option<Value>,
     pub(super) ledger: Option<Value>,
     pub(super) budget: Option<Value>,
+    pub(super) alerts: Option<Value>,
 }
 
 /// What each floor needs of them.
@@ -33,6 +35,7 @@ pub(super) struct Hybrid {
     pub(super) egress: crate::egress::Config,
     pub(super) audit: Option<AuditSettings>,
     pub(super) ledger: Option<crate::ledger::Config>,
+    pub(super) alerts: AlertSettings,
     /// What there is to say about them.
     pub(super) notes: Notes,
 }
@@ -94,6 +97,7 @@ impl Hybrid {
             egress,
             audit,
             ledger,
+            alerts: alerts::resolve(sections.alerts.as_ref(), variables, &notes),
             notes,
         }
     }

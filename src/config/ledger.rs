@@ -73,6 +73,9 @@ pub(super) fn resolve(
             }
         }
     }
+    if let Some(remote) = &remote {
+        check_names(remote, &list, notes);
+    }
     if remote.is_none() && !list.is_empty() {
         notes.warn(
             "`[[budget]]` has no meaning without an upstream: answers made here cost nothing",
@@ -88,6 +91,31 @@ pub(super) fn resolve(
         keep: DAY * keep_days,
         max_bytes,
     })
+}
+
+/// Says which budgets bound nothing, because what they name is not there.
+fn check_names(remote: &crate::remote::Config, list: &[Budget], notes: &Notes) {
+    for budget in list {
+        let Scope {
+            upstream, model, ..
+        } = &budget.scope;
+        if let Some(upstream) = upstream
+            && !remote.upstreams.iter().any(|known| known.name == *upstream)
+        {
+            notes.fault(format_args!(
+                "budget `{}`: `upstream` names none of the file's; it would bound nothing",
+                budget.name
+            ));
+        }
+        if let Some(model) = model
+            && !remote.targets.iter().any(|target| target.model == *model)
+        {
+            notes.fault(format_args!(
+                "budget `{}`: `model` is that of no target, by its name at the upstream; it would bound nothing",
+                budget.name
+            ));
+        }
+    }
 }
 
 /// Where the ledger is.

@@ -4,6 +4,7 @@
 //! resolving (`resolve.rs`: every default, every check, all faults at once). Each floor owns its own
 //! settings type; this one only composes them.
 
+mod alerts;
 mod describe;
 mod egress;
 mod hybrid;
@@ -18,6 +19,7 @@ mod route;
 mod secrets;
 mod section;
 
+pub use alerts::{AlertSettings, Webhook};
 pub use describe::describe;
 pub use egress::AuditSettings;
 pub use keys::{Grants, NAMES, RawKey, is_name, parse_keys, read_callers, read_keys};

@@ -242,6 +242,11 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<Value>,
 
+    /// Who is told about it, and when.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Value>,
+
     /// Variables that those settings name or depend on, as far as they are set.
     #[arg(skip)]
     #[serde(skip)]
@@ -421,7 +426,8 @@ impl RawConfig {
     pub(super) fn with_variables(mut self, variable: impl Fn(&str) -> Option<String>) -> Self {
         let fixed = FIXED_VARIABLES.iter().chain(&HubSettings::VARIABLES);
         let mut names: Vec<String> = fixed.map(|&name| name.to_owned()).collect();
-        for section in [&self.remote, &self.ledger].into_iter().flatten() {
+        let sections = [&self.remote, &self.ledger, &self.alerts];
+        for section in sections.into_iter().flatten() {
             token_variables(section, &mut names);
         }
         for name in names {
@@ -483,7 +489,7 @@ fn without_texts(message: &str) -> String {
 }
 
 /// Tables that stand in the file only.
-const SECTIONS: [&str; 8] = [
+const SECTIONS: [&str; 9] = [
     "keys",
     "remote",
     "route",
@@ -492,6 +498,7 @@ const SECTIONS: [&str; 8] = [
     "audit",
     "ledger",
     "budget",
+    "alerts",
 ];
 /// Variables that no setting names and that count all the same.
 const FIXED_VARIABLES: [&str; 1] = ["XDG_STATE_HOME"];

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::alerts::AlertSettings;
 use super::egress::AuditSettings;
 use super::hybrid::{Hybrid, Sections};
 use super::keys::Grants;
@@ -130,6 +131,8 @@ pub struct Settings {
     pub audit: Option<AuditSettings>,
     /// Where money is written down, and how much there is; none where nothing is kept.
     pub ledger: Option<crate::ledger::Config>,
+    /// Who is told about money and targets, and when.
+    pub alerts: AlertSettings,
     /// What the operator should know, to be logged once logging runs.
     pub warnings: Vec<String>,
     max_concurrent_requests: NonZeroUsize,
@@ -244,6 +247,7 @@ impl Settings {
             audit,
             ledger,
             budget,
+            alerts,
             variables,
             secrets,
             tgi_only,
@@ -324,6 +328,7 @@ impl Settings {
             audit,
             ledger,
             budget,
+            alerts,
         };
         let hybrid = Hybrid::resolve(
             &sections,
@@ -339,6 +344,7 @@ impl Settings {
             egress,
             audit,
             ledger,
+            alerts,
             notes,
         } = hybrid;
         let (found, noted) = notes.into_parts();
@@ -419,6 +425,7 @@ impl Settings {
             egress,
             audit,
             ledger,
+            alerts,
             warnings,
         };
         if let Some(mode) = numerics

@@ -223,7 +223,7 @@ impl Gate {
             hmac: prints.whole,
             texts: prints.texts,
             reason: match purpose {
-                Purpose::Metadata => METADATA.to_owned(),
+                Purpose::Metadata | Purpose::Alert => purpose.name().to_owned(),
                 _ => reason.to_string(),
             },
             worst_cost_nusd: worst.nusd,
@@ -251,7 +251,7 @@ impl Gate {
                 self.settled(request_id, destination, settled);
                 return Err(match refused {
                     Refused::Exceeded(exceeded) => Denied::Money(exceeded),
-                    Refused::Store(_) | Refused::Closed => Denied::Ledger,
+                    Refused::Store(_) | Refused::Behind | Refused::Closed => Denied::Ledger,
                 });
             }
         };
@@ -279,6 +279,31 @@ impl Gate {
             reason: &crate::generation::Reason::PolicyRemote,
             texts: &[],
             body: bytes::Bytes::new(),
+            worst: Some(Amount::default()),
+            basis: &"free".into(),
+            tab: None,
+        })
+        .await
+        .map(|(passport, _)| passport)
+    }
+
+    /// Lets a word to the operator leave: no caller's text, no money.
+    ///
+    /// Errors: the server is offline, or the audit log cannot be written.
+    pub async fn tell(
+        &self,
+        destination: &Destination,
+        cause: &str,
+        body: bytes::Bytes,
+    ) -> Result<Passport, Denied> {
+        self.may_leave(Departure {
+            request_id: cause,
+            key: None,
+            destination,
+            purpose: Purpose::Alert,
+            reason: &crate::generation::Reason::PolicyRemote,
+            texts: &[],
+            body,
             worst: Some(Amount::default()),
             basis: &"free".into(),
             tab: None,
@@ -372,7 +397,7 @@ impl Grants {
 fn carries_text(purpose: Purpose) -> bool {
     match purpose {
         Purpose::Request | Purpose::Retry | Purpose::Hedge | Purpose::Continuation => true,
-        Purpose::WarmUp | Purpose::Probe | Purpose::Metadata => false,
+        Purpose::WarmUp | Purpose::Probe | Purpose::Metadata | Purpose::Alert => false,
     }
 }
 

@@ -161,7 +161,7 @@ async fn the_line_stands_before_the_passport_and_holds_no_text() {
     assert_eq!(line["hmac"], print.whole);
     assert_eq!(line["texts"][0], print.texts[0]);
     assert!(!line.to_string().contains("private"));
-    assert_eq!(held.map(|held| held.worst_nusd()), Some(7));
+    assert_eq!(held.map(|held| held.worst().nusd), Some(7));
     assert_eq!(spent(&ledger, "hf"), 7);
     assert_eq!(passport.spend(), (to.clone(), Bytes::from_static(b"body")));
     gate.settled(
@@ -298,7 +298,12 @@ async fn what_carries_no_text_needs_no_grant_and_takes_no_text() {
     let folder = tempfile::tempdir().expect("a folder");
     let to = destination();
     let gate = Gate::new(Config::default(), Some(log(folder.path())));
-    for purpose in [Purpose::WarmUp, Purpose::Probe, Purpose::Metadata] {
+    for purpose in [
+        Purpose::WarmUp,
+        Purpose::Probe,
+        Purpose::Metadata,
+        Purpose::Alert,
+    ] {
         let bare = Departure {
             purpose,
             ..departure(&to, &[], Some(0))
@@ -373,7 +378,7 @@ fn reference(config: &Config, daily: u64, key: Option<&str>, leaving: &Departure
     if config.offline && !to.loopback {
         return false;
     }
-    let bare = ["warm_up", "probe", "metadata"].contains(&leaving.purpose.name());
+    let bare = ["warm_up", "probe", "metadata", "alert"].contains(&leaving.purpose.name());
     if bare {
         if !leaving.texts.is_empty() {
             return false;
@@ -547,6 +552,7 @@ fn purposes() -> impl Strategy<Value = Purpose> {
         Purpose::WarmUp,
         Purpose::Probe,
         Purpose::Metadata,
+        Purpose::Alert,
     ])
 }
 

@@ -153,6 +153,8 @@ pub enum Purpose {
     Probe,
     /// Names, prices, states: no text at all.
     Metadata,
+    /// A word to the operator about money or targets; no caller's text.
+    Alert,
 }
 
 impl Purpose {
@@ -166,6 +168,7 @@ impl Purpose {
             Self::WarmUp => "warm_up",
             Self::Probe => "probe",
             Self::Metadata => "metadata",
+            Self::Alert => "alert",
         }
     }
 }

@@ -12,6 +12,9 @@ use chrono_tz::Tz;
 
 use super::window::{Period, Window};
 
+/// Counters that are told apart; those of further names are counted together.
+const MOST_COUNTERS: usize = 65_536;
+
 /// How much a budget holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
@@ -161,6 +164,13 @@ pub(super) struct Delta {
     pub(super) by: i64,
 }
 
+impl Delta {
+    /// Whether both are of the same counter and window.
+    fn is_of(&self, other: &Self) -> bool {
+        self.counter == other.counter && self.start_ms == other.start_ms
+    }
+}
+
 /// A hard budget that does not cover a request's worst case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exceeded {
@@ -307,15 +317,7 @@ impl Book {
         if let Some(exceeded) = exceeded {
             return Err(exceeded);
         }
-        let deltas = touched.into_iter().filter_map(|(place, counter, window)| {
-            let by = signed(self.budgets[place].limit.of(worst));
-            (by != 0).then_some(Delta {
-                counter,
-                start_ms: window.start_ms,
-                by,
-            })
-        });
-        let deltas: Vec<Delta> = deltas.collect();
+        let deltas = self.deltas(touched, worst, 1);
         self.apply(&deltas);
         Ok((deltas, at_ms))
     }
@@ -330,16 +332,11 @@ impl Book {
     ) -> Vec<Delta> {
         let mut deltas: Vec<Delta> = Vec::new();
         for ((spender, amount), sign) in [(held, -1), (came_to, 1)] {
-            for (place, counter, window) in self.touched(spender, at_ms) {
-                let by = sign * signed(self.budgets[place].limit.of(amount));
-                let same = |d: &&mut Delta| d.counter == counter && d.start_ms == window.start_ms;
-                match deltas.iter_mut().find(same) {
-                    Some(delta) => delta.by += by,
-                    None => deltas.push(Delta {
-                        counter,
-                        start_ms: window.start_ms,
-                        by,
-                    }),
+            let touched = self.touched(spender, at_ms);
+            for delta in self.deltas(touched, amount, sign) {
+                match deltas.iter_mut().find(|known| known.is_of(&delta)) {
+                    Some(known) => known.by = known.by.saturating_add(delta.by),
+                    None => deltas.push(delta),
                 }
             }
         }
@@ -362,16 +359,10 @@ impl Book {
 
     /// Counts what was spent or held before, when the book is filled.
     pub(super) fn count(&mut self, spender: &Spender, amount: Amount, at_ms: i64, period: Period) {
-        for (place, counter, window) in self.touched(spender, at_ms) {
-            if self.budgets[place].period == period {
-                let by = signed(self.budgets[place].limit.of(amount));
-                self.apply(&[Delta {
-                    counter,
-                    start_ms: window.start_ms,
-                    by,
-                }]);
-            }
-        }
+        let mut touched = self.touched(spender, at_ms);
+        touched.retain(|(place, _, _)| self.budgets[*place].period == period);
+        let deltas = self.deltas(touched, amount, 1);
+        self.apply(&deltas);
     }
 
     /// Forgets every counter.
@@ -473,6 +464,27 @@ impl Book {
         self.now_ms
     }
 
+    /// What an amount changes: each counter once, however many budgets are counted by it.
+    fn deltas(
+        &self,
+        touched: Vec<(usize, CounterKey, Window)>,
+        amount: Amount,
+        sign: i64,
+    ) -> Vec<Delta> {
+        let mut deltas: Vec<Delta> = Vec::new();
+        for (place, counter, window) in touched {
+            let delta = Delta {
+                counter,
+                start_ms: window.start_ms,
+                by: sign * signed(self.budgets[place].limit.of(amount)),
+            };
+            if delta.by != 0 && !deltas.iter().any(|known| known.is_of(&delta)) {
+                deltas.push(delta);
+            }
+        }
+        deltas
+    }
+
     fn used_of(&self, counter: &CounterKey, start_ms: i64) -> u64 {
         let used = self.used.get(&(Arc::clone(counter), start_ms));
         used.copied().unwrap_or(0)
@@ -503,9 +515,10 @@ impl Book {
     /// A budget's name, with whom it is counted for.
     fn label(&self, place: usize, counter: &CounterKey) -> String {
         let budget = &self.budgets[place];
-        match (budget.each, counter.rsplit_once('=')) {
-            (Some(_), Some((_, whose))) => format!("{} of {whose}", budget.name),
-            _ => budget.name.to_string(),
+        let each = budget.each.map(|each| format!("/each {}=", each.name()));
+        match each.and_then(|each| counter.split_once(&each)) {
+            Some((_, whose)) => format!("{} of {whose}", budget.name),
+            None => budget.name.to_string(),
         }
     }
 
@@ -530,9 +543,13 @@ impl Book {
     }
 
     fn counter(&mut self, place: usize, whose: Option<Arc<str>>) -> CounterKey {
-        let known = (place, whose);
+        let mut known = (place, whose);
         if let Some(key) = self.names.get(&known) {
             return Arc::clone(key);
+        }
+        // Providers give themselves their names.
+        if self.names.len() >= MOST_COUNTERS && known.1.is_some() {
+            known.1 = Some("other".into());
         }
         let budget = &self.budgets[place];
         let key: CounterKey = budget.meaning(self.zone, known.1.as_deref()).into();

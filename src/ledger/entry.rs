@@ -81,8 +81,8 @@ pub struct Attempt {
 pub struct Bill {
     /// Who answered; none where nobody said anything else than expected.
     pub provider: Option<Arc<str>>,
-    /// Nano-USD.
-    pub nusd: u64,
+    /// What is counted.
+    pub amount: Amount,
     /// What was read and written; none where nothing was.
     pub usage: Option<Usage>,
     /// Where the price comes from: `catalog@…`, `override`, `provider_reported`.
@@ -100,20 +100,13 @@ impl Bill {
     pub fn void(outcome: &str) -> Self {
         Self {
             provider: None,
-            nusd: 0,
+            amount: Amount::default(),
             usage: None,
             basis: "void".into(),
             ttft_ms: None,
             outcome: outcome.to_owned(),
             request_id_upstream: None,
         }
-    }
-
-    /// What was read and written, in tokens.
-    pub(super) fn tokens(&self) -> u64 {
-        self.usage.map_or(0, |usage| {
-            u64::from(usage.input_tokens) + u64::from(usage.output_tokens)
-        })
     }
 }
 

@@ -16,6 +16,7 @@ use super::budget::{Amount, Book, Budget, Exceeded, Left, Spender, Standing};
 use super::entry::{Attempt, AttemptRow, Bill, Closing, EntryRow, Who, now_ms};
 use super::store::{Place, Store, StoreError};
 use super::usage::Settled;
+use super::watch::Alert;
 use super::writer::{Bounds, Command, Refused, Writer};
 
 /// Commands on their way beyond which no money is held: the disk does not keep up.
@@ -145,11 +146,6 @@ impl Ledger {
         self.book().standings(now_ms())
     }
 
-    /// Takes other budgets; what was spent before counts for them, too.
-    pub fn replace_budgets(&self, budgets: Vec<Budget>) {
-        self.send(Command::Budgets(budgets));
-    }
-
     /// Counts what a provider's bill says of attempts instead of what was counted for them.
     ///
     /// Errors: it cannot be written, and nothing is changed.
@@ -158,6 +154,18 @@ impl Ledger {
         self.send(Command::Adjust { rows, reply });
         let closed = |_| StoreError::at(&self.0.place, "its thread has ended");
         done.await.map_err(closed)?
+    }
+
+    /// Whether this is told for the first time, here and on every server that shares the ledger; from now on, it was
+    /// told.
+    ///
+    /// Errors: it cannot be written down. Whoever would tell it must choose between twice and never.
+    pub async fn claim(&self, alert: Alert) -> Result<bool, StoreError> {
+        let (reply, claimed) = oneshot::channel();
+        let alert = Box::new(alert);
+        self.send(Command::Claim { alert, reply });
+        let closed = |_| StoreError::at(&self.0.place, "its thread has ended");
+        claimed.await.map_err(closed)?
     }
 
     /// Waits until everything handed over before is durable, or was reported as not written.
@@ -170,14 +178,13 @@ impl Ledger {
         let _ = done.await;
     }
 
-    /// Waits until everything handed over before is written, from outside of async code; not longer than a disk may
-    /// take.
+    /// Ends it, from outside of async code, whoever else still has it: what was handed over before is written, and
+    /// what is held then is counted at its worst case. Not longer than a disk may take.
     pub fn close(self) {
         let (tell, done) = std::sync::mpsc::channel();
-        self.send(Command::Flush(Box::new(move || {
+        self.send(Command::End(Box::new(move || {
             let _ = tell.send(());
         })));
-        drop(self);
         if done.recv_timeout(LAST_ROWS).is_err() {
             tracing::warn!("the ledger's last rows may be missing");
         }
@@ -277,13 +284,13 @@ impl Tab {
     /// Errors: a budget does not cover it, or it cannot be written down. Nothing may be sent then.
     pub async fn reserve(&self, attempt: Attempt) -> Result<Held, Refused> {
         let ledger = &self.ledger;
-        if ledger.is_behind(MOST_WAITING) {
-            return Err(Refused::Closed);
-        }
         let counted = {
             let left = ledger.left(&attempt.spender);
             attempt.worst.nusd > 0 || left.tokens.is_some()
         };
+        if counted && ledger.is_behind(MOST_WAITING) {
+            return Err(Refused::Behind);
+        }
         let row = AttemptRow {
             id: ledger.next_id(),
             entry: self.id,
@@ -304,14 +311,16 @@ impl Tab {
             return Ok(held);
         }
         let (reply, answer) = oneshot::channel();
-        let waits = Unanswered(Some(&mut held));
-        if !ledger.send(Command::Reserve {
-            row,
-            reply: Some(reply),
-        }) {
+        let reply = Some(reply);
+        let mut waits = Unanswered {
+            held: Some(&mut held),
+            answer,
+        };
+        if !ledger.send(Command::Reserve { row, reply }) {
             return Err(Refused::Closed);
         }
-        let at_ms = answer.await.unwrap_or(Err(Refused::Closed))?;
+        let answer = (&mut waits.answer).await;
+        let at_ms = answer.unwrap_or(Err(Refused::Closed))?;
         waits.confirm(at_ms);
         self.attempts.fetch_add(1, Ordering::Relaxed);
         Ok(held)
@@ -348,21 +357,32 @@ impl Drop for Tab {
     }
 }
 
-/// An attempt whose reservation nobody has confirmed yet: the ledger takes it back by itself.
-struct Unanswered<'a>(Option<&'a mut Held>);
+/// An attempt whose reservation is on its way.
+struct Unanswered<'a> {
+    /// None once it is confirmed.
+    held: Option<&'a mut Held>,
+    answer: oneshot::Receiver<Result<i64, Refused>>,
+}
 
 impl Unanswered<'_> {
     fn confirm(mut self, at_ms: i64) {
-        if let Some(row) = self.0.take().and_then(|held| held.row.as_mut()) {
+        if let Some(row) = self.held.take().and_then(|held| held.row.as_mut()) {
             row.reserved_ms = at_ms;
         }
     }
 }
 
+/// Whoever waited has left. What the ledger finds out by itself it takes back; what it has told already, and nobody
+/// has heard, is given back here.
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        if let Some(held) = self.0.take() {
-            held.row = None;
+        let Some(held) = self.held.take() else {
+            return;
+        };
+        self.answer.close();
+        match (self.answer.try_recv(), held.row.as_mut()) {
+            (Ok(Ok(at_ms)), Some(row)) => row.reserved_ms = at_ms,
+            _ => held.row = None,
         }
     }
 }
@@ -382,9 +402,10 @@ impl Held {
         self.sent = true;
     }
 
-    /// Most that it may come to, in nano-USD.
-    pub fn worst_nusd(&self) -> u64 {
-        self.row.as_ref().map_or(0, |row| row.attempt.worst.nusd)
+    /// Most that it may come to.
+    pub fn worst(&self) -> Amount {
+        let row = self.row.as_ref();
+        row.map_or_else(Amount::default, |row| row.attempt.worst)
     }
 
     /// Replaces what was held by what it came to.
@@ -394,6 +415,15 @@ impl Held {
 
     fn settle_once(&mut self, bill: Bill) {
         if let Some(mut row) = self.row.take() {
+            if bill.amount.nusd > row.attempt.worst.nusd {
+                // Somebody counts other tokens than this machine does, or more than were asked for.
+                tracing::warn!(
+                    target = %row.attempt.target,
+                    nusd = bill.amount.nusd,
+                    held = row.attempt.worst.nusd,
+                    "an answer has cost more than was held for it"
+                );
+            }
             row.settled = Some((now_ms(), bill));
             self.ledger.send(Command::Settle(row));
         }
@@ -405,7 +435,7 @@ impl Drop for Held {
         let bill = match self.sent {
             false => Bill::void("not_sent"),
             true => Bill {
-                nusd: self.worst_nusd(),
+                amount: self.worst(),
                 basis: "upper_bound".into(),
                 ..Bill::void("lost")
             },

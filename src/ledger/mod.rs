@@ -7,8 +7,10 @@
 mod budget;
 mod entry;
 mod handle;
+mod spike;
 mod store;
 mod usage;
+mod watch;
 mod window;
 mod writer;
 
@@ -17,8 +19,10 @@ pub use budget::{
 };
 pub use entry::{ANONYMOUS, Attempt, Bill, Closing, Who, now_ms};
 pub use handle::{Config, Held, Ledger, Tab};
+pub use spike::SpikeConfig;
 pub use store::{Place, StoreError};
 pub use usage::{Dimension, Line, Minute, Query, Reader, Report, Settled};
+pub use watch::{Alert, AlertKind, Watch, WatchConfig};
 pub use window::{Period, Window, date_of, midnight_ms};
 pub use writer::Refused;
 

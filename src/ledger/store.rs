@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sqlx::any::{AnyArguments, AnyConnectOptions, AnyRow};
 use sqlx::query::Query;
@@ -17,12 +18,18 @@ use sqlx::{Any, AnyConnection, AssertSqlSafe, ConnectOptions, Connection, Row};
 use super::budget::{Amount, Book, Delta, Spender};
 use super::entry::{AttemptRow, EntryRow, now_ms, source_name};
 use super::usage::Settled;
+use super::watch::Alert;
 use crate::telemetry::Secret;
 
 /// Rows of one statement; several sizes, so that few statements are prepared.
 const CHUNKS: [usize; 4] = [64, 16, 4, 1];
 /// Ids of one process: 2^40 rows.
 const PROCESS_BITS: u32 = 40;
+
+/// How long one group may take: longer than the other side's own bounds.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How far back a lost answer is looked for, in milliseconds.
+const DOUBTS_MS: i64 = 86_400_000;
 
 /// Where a ledger is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +119,7 @@ impl Store {
             _lock: lock,
             syncs: true,
         };
-        let mut connection = connect(&store.place).await?;
+        let mut connection = connect(&store.place, "rwc").await?;
         let failed = |e: &dyn std::error::Error| StoreError::at(&store.place, e);
         let migrator = sqlx::migrate!("src/ledger/migrations");
         migrator
@@ -131,6 +138,8 @@ impl Store {
         }
         let filled = fill(&mut connection, store.is_shared(), book).await;
         filled.map_err(|e| failed(&e))?;
+        let bounded = bound(&mut connection, store.is_shared()).await;
+        bounded.map_err(|e| failed(&e))?;
         store.connection = Some(connection);
         Ok(store)
     }
@@ -156,7 +165,7 @@ impl Store {
             begin(connection, true).await?;
             read_counters(connection, oldest_ms).await
         };
-        let begun = begun.await;
+        let begun = in_time(begun).await;
         begun.map_err(|e| self.broken(&e))
     }
 
@@ -193,9 +202,81 @@ impl Store {
             }
             Ok(())
         };
-        let written: Result<(), sqlx::Error> = written.await;
+        let written: Result<(), sqlx::Error> = in_time(written).await;
         match written {
             Ok(()) => Ok(()),
+            Err(problem) => {
+                self.roll_back().await;
+                Err(self.broken(&problem))
+            }
+        }
+    }
+
+    /// What all servers have spent since a moment, by counter and window, without keeping anybody from spending.
+    pub(super) async fn counters(&mut self, oldest_ms: i64) -> Result<Vec<Counted>, StoreError> {
+        self.live().await?;
+        let connection = self.connection.as_mut();
+        let read = async { read_counters(connection.ok_or_else(gone)?, oldest_ms).await };
+        let read = in_time(read).await;
+        read.map_err(|e| self.broken(&e))
+    }
+
+    /// Attempts of this process that it has settled itself, in the last day.
+    pub(super) async fn settled(&mut self) -> Result<HashSet<i64>, StoreError> {
+        self.live().await?;
+        let range = self.first_id();
+        let connection = self.connection.as_mut();
+        let read = async {
+            let rows = sqlx::query(
+                "SELECT id FROM attempts WHERE id >= $1 AND id < $2 AND settled_ms >= $3 \
+                 AND basis <> 'crash_upper_bound'",
+            )
+            .bind(range)
+            .bind(range + (1 << PROCESS_BITS))
+            .bind(now_ms() - DOUBTS_MS)
+            .fetch_all(connection.ok_or_else(gone)?)
+            .await?;
+            rows.iter().map(|row| row.try_get(0)).collect()
+        };
+        let read: Result<HashSet<i64>, sqlx::Error> = in_time(read).await;
+        read.map_err(|e| self.broken(&e))
+    }
+
+    /// Notes that something is told; false where it was told before and is to be quiet about.
+    pub(super) async fn claim(&mut self, alert: &Alert) -> Result<bool, StoreError> {
+        self.live().await?;
+        let shared = self.is_shared();
+        let connection = self.connection.as_mut();
+        let claimed = async {
+            let connection = connection.ok_or_else(gone)?;
+            begin(connection, shared).await?;
+            let last: Option<i64> = sqlx::query_scalar("SELECT at_ms FROM alerts WHERE cause = $1")
+                .bind(alert.cause.clone())
+                .fetch_optional(&mut *connection)
+                .await?;
+            let now = now_ms();
+            let quiet = match (last, alert.quiet_ms) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(last), Some(quiet_ms)) => now < last.saturating_add(quiet_ms),
+            };
+            if !quiet {
+                sqlx::query(
+                    "INSERT INTO alerts (cause, at_ms, text) VALUES ($1, $2, $3) \
+                     ON CONFLICT (cause) DO UPDATE SET at_ms = excluded.at_ms, text = excluded.text",
+                )
+                .bind(alert.cause.clone())
+                .bind(now)
+                .bind(alert.text.clone())
+                .execute(&mut *connection)
+                .await?;
+            }
+            sqlx::raw_sql("COMMIT").execute(connection).await?;
+            Ok(!quiet)
+        };
+        let claimed: Result<bool, sqlx::Error> = in_time(claimed).await;
+        match claimed {
+            Ok(new) => Ok(new),
             Err(problem) => {
                 self.roll_back().await;
                 Err(self.broken(&problem))
@@ -209,7 +290,10 @@ impl Store {
             return;
         };
         // Where nothing was begun there is nothing to give up.
-        let _ = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+        let rolled_back = sqlx::raw_sql("ROLLBACK").execute(connection);
+        if in_time(rolled_back).await.is_err() && self.is_shared() {
+            self.connection = None;
+        }
     }
 
     /// Attempts of this process that stand open although nobody holds them: a commit whose answer was lost.
@@ -309,19 +393,6 @@ impl Store {
         Ok(())
     }
 
-    /// Counts what is spent in every window of now, for a book of other budgets.
-    pub(super) async fn refill(&mut self, book: &mut Book) -> Result<(), StoreError> {
-        self.live().await?;
-        let shared = self.is_shared();
-        let connection = self.connection.as_mut();
-        let filled = async {
-            let connection = connection.ok_or_else(gone)?;
-            fill(connection, shared, book).await
-        };
-        let filled = filled.await;
-        filled.map_err(|e| self.broken(&e))
-    }
-
     /// Settles what other processes have left open that are gone; only a shared ledger has others.
     pub(super) async fn recover(&mut self) -> Result<u64, StoreError> {
         self.live().await?;
@@ -387,23 +458,21 @@ impl Store {
         read.map_err(|e: sqlx::Error| self.broken(&e))
     }
 
-    /// Says that this process is done, so that nobody waits for it.
+    /// Says that this process is done, so that nobody waits for it; what is open is counted at its worst case.
     pub(super) async fn close(mut self) -> Result<(), StoreError> {
         self.live().await?;
         let Some(mut connection) = self.connection.take() else {
             return Ok(());
         };
+        let shared = self.is_shared();
         let closed = async {
-            sqlx::query("UPDATE processes SET ended_ms = $1 WHERE id = $2")
-                .bind(now_ms())
-                .bind(self.process)
-                .execute(&mut connection)
-                .await?;
+            begin(&mut connection, shared).await?;
+            settle_for(&mut connection, self.process).await?;
+            sqlx::raw_sql("COMMIT").execute(&mut connection).await?;
             connection.close().await
         };
-        closed
-            .await
-            .map_err(|e: sqlx::Error| StoreError::at(&self.place, e))
+        let closed = in_time(closed).await;
+        closed.map_err(|e: sqlx::Error| StoreError::at(&self.place, e))
     }
 
     /// Connects anew where the connection was lost.
@@ -411,9 +480,18 @@ impl Store {
         if self.connection.is_some() {
             return Ok(());
         }
-        let mut connection = connect(&self.place).await?;
+        let mut connection = connect(&self.place, "rwc").await?;
         if self.is_shared() {
-            let claimed = claim(&mut connection, self.process).await;
+            let claimed = async {
+                bound(&mut connection, true).await?;
+                claim(&mut connection, self.process).await?;
+                // Another server may have taken this one for gone.
+                sqlx::query("UPDATE processes SET ended_ms = NULL WHERE id = $1")
+                    .bind(self.process)
+                    .execute(&mut connection)
+                    .await
+            };
+            let claimed = in_time(claimed).await;
             claimed.map_err(|e| StoreError::at(&self.place, e))?;
         }
         self.syncs = true;
@@ -445,7 +523,7 @@ pub(super) async fn reader(place: &Place) -> Result<AnyConnection, StoreError> {
     {
         return Err(StoreError::at(place, "there is none yet"));
     }
-    connect(place).await
+    connect(place, "ro").await
 }
 
 /// What went wrong when a ledger was read.
@@ -453,15 +531,16 @@ pub(super) fn unread(place: &Place, problem: &sqlx::Error) -> StoreError {
     StoreError::at(place, problem)
 }
 
-async fn connect(place: &Place) -> Result<AnyConnection, StoreError> {
+async fn connect(place: &Place, mode: &str) -> Result<AnyConnection, StoreError> {
     sqlx::any::install_default_drivers();
     let failed = |e: sqlx::Error| StoreError::at(place, e);
     let url = match place {
         Place::File(path) => {
             let mut url = url::Url::parse("sqlite:///").map_err(|e| StoreError::at(place, e))?;
             let path = std::path::absolute(path).map_err(|e| StoreError::at(place, e))?;
-            url.set_path(&path.to_string_lossy());
-            url.set_query(Some("mode=rwc"));
+            // The one character that is not encoded by itself.
+            url.set_path(&path.to_string_lossy().replace('%', "%25"));
+            url.set_query(Some(&format!("mode={mode}")));
             url.to_string()
         }
         Place::Postgres(url) => url.expose().to_owned(),
@@ -471,7 +550,7 @@ async fn connect(place: &Place) -> Result<AnyConnection, StoreError> {
     let mut connection = AnyConnection::connect_with(&options)
         .await
         .map_err(failed)?;
-    if matches!(place, Place::File(_)) {
+    if matches!(place, Place::File(_)) && mode != "ro" {
         sqlx::raw_sql(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;",
         )
@@ -507,6 +586,27 @@ fn lock(path: &Path) -> std::io::Result<File> {
     }
     drop(private(path)?);
     Ok(file)
+}
+
+/// What comes of a few statements, unless the other side is silent for too long.
+async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let answer = tokio::time::timeout(PATIENCE, work).await;
+    answer.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+/// Bounds how long a Postgres waits for this server, and keeps its lock for it, when it is silent.
+async fn bound(connection: &mut AnyConnection, shared: bool) -> Result<(), sqlx::Error> {
+    if !shared {
+        return Ok(());
+    }
+    sqlx::raw_sql(
+        "SET statement_timeout = '10s'; SET lock_timeout = '10s'; \
+         SET idle_in_transaction_session_timeout = '10s'; SET tcp_keepalives_idle = 5; \
+         SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s'",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 fn gone() -> sqlx::Error {
@@ -932,8 +1032,8 @@ fn bind_attempt<'q>(query: Bound<'q>, row: &AttemptRow) -> Bound<'q> {
         .bind(provider.map(str::to_owned))
         .bind(number(attempt.worst.nusd))
         .bind(number(attempt.worst.tokens))
-        .bind(bill.map(|bill| number(bill.nusd)))
-        .bind(bill.map(|bill| number(bill.tokens())))
+        .bind(bill.map(|bill| number(bill.amount.nusd)))
+        .bind(bill.map(|bill| number(bill.amount.tokens)))
         .bind(tokens(|u| u.input_tokens))
         .bind(tokens(|u| u.cached_tokens))
         .bind(tokens(|u| u.output_tokens))

@@ -1,8 +1,10 @@
 //! The ledger on a real file: what is held, settled and closed is there, once, whatever happens.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use chrono_tz::Tz;
+use sqlx::Connection;
 
 use super::*;
 use crate::generation::{Side, Usage};
@@ -48,7 +50,7 @@ fn attempt(nusd: u64) -> Attempt {
 fn bill(nusd: u64) -> Bill {
     Bill {
         provider: Some("together".into()),
-        nusd,
+        amount: Amount { nusd, tokens: 7 },
         usage: Some(Usage::counted(3, 4)),
         basis: "override".into(),
         ttft_ms: Some(5),
@@ -156,4 +158,88 @@ async fn a_ledger_is_taken_up_where_it_ended_and_belongs_to_one_process() {
     assert_eq!(again.left(&attempt(0).spender).nusd, Some(70));
     let tab = again.admit(who("r2"));
     assert!(tab.reserve(attempt(71)).await.is_err());
+}
+
+#[tokio::test]
+async fn whoever_leaves_while_money_is_held_holds_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path(), 1_000);
+    let ledger = Ledger::open(config.clone()).expect("a ledger");
+    let tab = ledger.admit(who("r1"));
+    for answered in [true, false] {
+        let mut reserving = Box::pin(tab.reserve(attempt(5)));
+        // Asked for, and then left: after the ledger has answered, and while it may still write.
+        let once = std::future::poll_fn(|context| Poll::Ready(reserving.as_mut().poll(context)));
+        assert!(once.await.is_pending(), "it waits for the disk");
+        if answered {
+            ledger.flush().await;
+        }
+        drop(reserving);
+    }
+    // What is given back by the ledger itself is written with its next try.
+    let mut left = None;
+    for _ in 0..400 {
+        ledger.flush().await;
+        left = ledger.left(&attempt(0).spender).nusd;
+        if left == Some(1_000) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(left, Some(1_000));
+    tab.close(closing("stop"));
+    ledger.flush().await;
+    let total = report(&config).await.total;
+    assert_eq!((total.held_nusd, total.cost_nusd), (0, 0));
+}
+
+#[tokio::test]
+async fn a_ledger_that_ends_leaves_nothing_open() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path(), 100);
+    let ledger = Ledger::open(config.clone()).expect("a ledger");
+    let tab = ledger.admit(who("r1"));
+    tab.begin();
+    let mut held = tab.reserve(attempt(60)).await.expect("money");
+    held.sent();
+    tokio::task::spawn_blocking({
+        let ledger = ledger.clone();
+        move || ledger.close()
+    })
+    .await
+    .expect("an end");
+    let total = report(&config).await.total;
+    assert_eq!((total.held_nusd, total.cost_nusd, total.failed), (0, 60, 1));
+}
+
+#[tokio::test]
+async fn rows_that_are_too_old_are_dropped_but_not_what_stands_open() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path(), 100);
+    Ledger::open(config.clone()).expect("a ledger").close();
+    let path = folder.path().join("ledger.db");
+    let url = format!("sqlite://{}", path.display());
+    let mut connection = sqlx::AnyConnection::connect(&url).await.expect("a file");
+    for (id, closed) in [(1, "1"), (2, "NULL")] {
+        let row = format!(
+            "INSERT INTO entries (id, opened_ms, closed_ms, request_id, key_name, tenant, path, stream, model, attempts) \
+             VALUES ({id}, 1, {closed}, 'r', 'k', 'k', '/', 0, 'm', 0)"
+        );
+        let written = sqlx::raw_sql(sqlx::AssertSqlSafe(row));
+        written.execute(&mut connection).await.expect("a row");
+    }
+    let ledger = Ledger::open(config).expect("a ledger");
+    let mut ids = vec![1, 2];
+    for _ in 0..500 {
+        ids = sqlx::query_scalar::<_, i64>("SELECT id FROM entries ORDER BY id")
+            .fetch_all(&mut connection)
+            .await
+            .expect("rows");
+        if ids.len() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ids, [2]);
+    drop(ledger);
 }

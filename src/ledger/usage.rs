@@ -164,6 +164,8 @@ pub struct Settled {
     pub request_id_upstream: Option<String>,
     /// What it came to.
     pub nusd: u64,
+    /// Most it could have.
+    pub worst_nusd: u64,
     /// Where the price came from.
     pub basis: String,
 }
@@ -235,7 +237,7 @@ impl Reader {
     ) -> Result<Vec<Settled>, StoreError> {
         let rows = sqlx::query(
             "SELECT key_name, tenant, model, provider, upstream, cost_nusd, id, reserved_ms, target, \
-             request_id_upstream, basis FROM attempts \
+             request_id_upstream, basis, worst_nusd FROM attempts \
              WHERE upstream = $1 AND reserved_ms >= $2 AND reserved_ms < $3 AND settled_ms IS NOT NULL \
              ORDER BY id",
         )
@@ -260,6 +262,7 @@ impl Reader {
                 target: text(8)?,
                 request_id_upstream: row.try_get(9)?,
                 basis: text(10)?,
+                worst_nusd: count(&row, 11)?,
             })
         };
         let settled = rows.and_then(|rows| rows.into_iter().map(settled).collect());

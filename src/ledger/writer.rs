@@ -12,16 +12,19 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::budget::{Amount, Book, Budget, Delta, Exceeded};
+use super::budget::{Amount, Book, Delta, Exceeded};
 use super::entry::{AttemptRow, Bill, EntryRow, now_ms};
-use super::store::{Group, Store, StoreError};
+use super::store::{Counted, Group, Store, StoreError};
 use super::usage::Settled;
+use super::watch::Alert;
 use super::window::{Period, Window};
 
 /// Requests that share a sync at most.
 const GROUP: usize = 256;
 /// After a failure, when what could not be written is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often it is read what other servers have spent, where several share a ledger.
+const REFRESH: Duration = Duration::from_secs(1);
 /// How often servers that are gone are looked for, where several share a ledger.
 const RECOVERY: Duration = Duration::from_secs(30);
 /// How often old rows are dropped.
@@ -38,6 +41,9 @@ pub enum Refused {
     /// Nothing can be written down.
     #[error("{0}")]
     Store(StoreError),
+    /// More waits to be written than the disk keeps up with.
+    #[error("the ledger's disk does not keep up")]
+    Behind,
     /// The ledger's thread has ended.
     #[error("the ledger is closed")]
     Closed,
@@ -56,8 +62,13 @@ pub(super) enum Command {
     Entry(Box<EntryRow>),
     /// Everything before it is to be durable.
     Flush(Box<dyn FnOnce() + Send>),
-    /// Other budgets.
-    Budgets(Vec<Budget>),
+    /// Everything before it is to be written, and nothing after it.
+    End(Box<dyn FnOnce() + Send>),
+    /// Whether this is told for the first time.
+    Claim {
+        alert: Box<Alert>,
+        reply: oneshot::Sender<Result<bool, StoreError>>,
+    },
     /// What attempts came to by the provider's own bill.
     Adjust {
         rows: Vec<(Settled, u64)>,
@@ -89,12 +100,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Runs until nobody can ask for anything any more, and everything is written.
+    /// Runs until it is told to end, or nobody can ask for anything any more.
     pub(super) async fn run(mut self) {
         let mut again: Option<Instant> = None;
         let mut recovery = Instant::now() + RECOVERY;
         let mut pruning = Instant::now() + AGAIN;
-        loop {
+        let mut refresh = Instant::now() + REFRESH;
+        let mut ended = Vec::new();
+        while ended.is_empty() {
             let mut group = Vec::new();
             let retry = again.unwrap_or_else(|| Instant::now() + PRUNING);
             tokio::select! {
@@ -106,6 +119,11 @@ impl Writer {
                     self.waiting.fetch_sub(taken, Ordering::Relaxed);
                 }
                 () = sleep_until(retry), if again.is_some() => {}
+                () = sleep_until(refresh), if self.store.is_shared() => {
+                    refresh = Instant::now() + REFRESH;
+                    self.refresh().await;
+                    continue;
+                }
                 () = sleep_until(recovery), if self.store.is_shared() => {
                     recovery = Instant::now() + RECOVERY;
                     self.recover().await;
@@ -117,7 +135,15 @@ impl Writer {
                     continue;
                 }
             }
-            again = match self.take(group).await {
+            let ends = |command: Command| match command {
+                Command::End(tell) => Err(tell),
+                command => Ok(command),
+            };
+            let (taken, tells): (Vec<_>, Vec<_>) =
+                group.into_iter().map(ends).partition(Result::is_ok);
+            ended.extend(tells.into_iter().filter_map(Result::err));
+            let taken = taken.into_iter().filter_map(Result::ok).collect();
+            again = match self.take(taken).await {
                 true => None,
                 false => Some(Instant::now() + AGAIN),
             };
@@ -128,10 +154,11 @@ impl Writer {
                 rows = self.unwritten.len(),
                 "the ledger ends without its last entries; what was held is counted at its upper bound"
             );
-            return;
-        }
-        if let Err(problem) = self.store.close().await {
+        } else if let Err(problem) = self.store.close().await {
             tracing::error!(%problem, "the ledger's end");
+        }
+        for tell in ended {
+            tell();
         }
     }
 
@@ -143,25 +170,36 @@ impl Writer {
     async fn take(&mut self, commands: Vec<Command>) -> bool {
         let mut all: Vec<Command> = self.unwritten.drain(..).collect();
         all.extend(commands);
-        let (mut flushes, mut work) = (Vec::new(), Vec::new());
+        let (mut flushes, mut work) = (Vec::new(), VecDeque::new());
         for command in all {
             match command {
                 Command::Flush(tell) => flushes.push(tell),
-                Command::Budgets(budgets) => self.replace_budgets(budgets).await,
                 Command::Adjust { rows, reply } => {
                     let _ = reply.send(self.adjust(rows).await);
                 }
-                command => work.push(command),
+                Command::Claim { alert, reply } => {
+                    let _ = reply.send(self.store.claim(&alert).await);
+                }
+                command => work.push_back(command),
             }
         }
         let mut written = true;
-        let mut work = work.into_iter().peekable();
-        while work.peek().is_some() {
-            let group: Vec<Command> = work.by_ref().take(GROUP).collect();
-            written &= self.write(group, !flushes.is_empty()).await;
+        if self.in_doubt {
+            match self.settle_doubts(&mut work).await {
+                Ok(()) => self.in_doubt = false,
+                Err(problem) => {
+                    written = false;
+                    self.failed(work.drain(..).collect(), &problem);
+                }
+            }
         }
-        if written && self.in_doubt {
-            self.in_doubt = self.void_orphans().await.is_err();
+        while written && !work.is_empty() {
+            let group: Vec<Command> = work.drain(..work.len().min(GROUP)).collect();
+            if let Err(problem) = self.write(group, !flushes.is_empty()).await {
+                // What comes after it waits for it: rows are written in their order.
+                written = false;
+                self.failed(work.drain(..).collect(), &problem);
+            }
         }
         for tell in flushes {
             tell();
@@ -169,23 +207,35 @@ impl Writer {
         written && !self.in_doubt && self.unwritten.is_empty()
     }
 
-    async fn write(&mut self, commands: Vec<Command>, flush: bool) -> bool {
+    /// After a commit whose answer was lost: what it has written after all is not counted a second time, and what
+    /// it holds for nobody is given back.
+    async fn settle_doubts(&mut self, work: &mut VecDeque<Command>) -> Result<(), StoreError> {
+        self.void_orphans(work).await?;
+        let settled = self.store.settled().await?;
+        work.retain(
+            |command| !matches!(command, Command::Settle(row) if settled.contains(&row.id)),
+        );
+        self.held.retain(|id| !settled.contains(id));
+        Ok(())
+    }
+
+    /// Writes a group. Errors: it is not written, and what has to be is kept for the next try.
+    async fn write(&mut self, commands: Vec<Command>, flush: bool) -> Result<(), StoreError> {
         let money = |c: &Command| matches!(c, Command::Reserve { .. } | Command::Settle(_));
         if let Err(problem) = self.begin(commands.iter().any(money)).await {
             self.failed(commands, &problem);
-            return false;
+            return Err(problem);
         }
-        let weighed = self.weigh(commands);
         let Weighed {
             group,
             promised,
             again,
             durable,
-        } = weighed;
+        } = self.weigh(commands);
         if group.is_empty() {
             // Nothing but refusals.
             self.store.roll_back().await;
-            return true;
+            return Ok(());
         }
         match self.store.commit(&group, durable || flush).await {
             Ok(()) => {
@@ -196,17 +246,17 @@ impl Writer {
                     };
                 }
                 self.keep_promises(promised);
-                true
+                Ok(())
             }
             Err(problem) => {
                 self.book().undo(&group.deltas);
-                self.in_doubt |= !promised.is_empty();
+                self.in_doubt = true;
                 let promised = promised.into_iter().map(|Promise { row, reply }| {
                     // Its settling will come, whether anybody waits or not.
                     Command::Reserve { row, reply }
                 });
                 self.failed(promised.chain(again).collect(), &problem);
-                false
+                Err(problem)
             }
         }
     }
@@ -223,9 +273,7 @@ impl Writer {
         };
         let counters = self.store.begin(oldest).await?;
         if oldest < i64::MAX {
-            let counters = counters.into_iter();
-            self.book()
-                .replace(counters.map(|c| (c.counter.into(), c.start_ms, c.used)));
+            self.replace(counters);
         }
         Ok(())
     }
@@ -244,7 +292,13 @@ impl Writer {
                     if reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
                         continue;
                     }
-                    match book.reserve(&row.attempt.spender, row.attempt.worst, now) {
+                    // Nobody told whoever does not wait of another moment than their own.
+                    let at = if reply.is_some() {
+                        now
+                    } else {
+                        row.reserved_ms
+                    };
+                    match book.reserve(&row.attempt.spender, row.attempt.worst, at) {
                         Ok((deltas, at_ms)) => {
                             row.reserved_ms = at_ms;
                             weighed.durable |= reply.is_some();
@@ -280,7 +334,10 @@ impl Writer {
                     }
                     weighed.again.push(Command::Entry(row));
                 }
-                Command::Flush(_) | Command::Budgets(_) | Command::Adjust { .. } => {}
+                Command::Flush(_)
+                | Command::End(_)
+                | Command::Adjust { .. }
+                | Command::Claim { .. } => {}
             }
         }
         weighed
@@ -322,9 +379,14 @@ impl Writer {
         }
     }
 
-    /// Settles at nothing what a failed commit has written after all.
-    async fn void_orphans(&mut self) -> Result<(), StoreError> {
-        for orphan in self.store.orphans(&self.held).await? {
+    /// Settles at nothing what a failed commit has written after all, and nobody was told of.
+    async fn void_orphans(&mut self, work: &VecDeque<Command>) -> Result<(), StoreError> {
+        let waits = work.iter().filter_map(|command| match command {
+            Command::Reserve { row, reply: None } | Command::Settle(row) => Some(row.id),
+            _ => None,
+        });
+        let held: HashSet<i64> = self.held.iter().copied().chain(waits).collect();
+        for orphan in self.store.orphans(&held).await? {
             let mut deltas: Vec<Delta> = Vec::new();
             if self.store.is_shared() {
                 self.begin(true).await?;
@@ -338,6 +400,21 @@ impl Writer {
             self.store.void(orphan.id, &deltas).await?;
         }
         Ok(())
+    }
+
+    /// Reads what all servers have spent, so that a look at it is no older than a second.
+    async fn refresh(&mut self) {
+        let oldest = self.book().oldest_ms(now_ms());
+        match self.store.counters(oldest).await {
+            Ok(counters) => self.replace(counters),
+            Err(problem) => tracing::warn!(%problem, "the ledger"),
+        }
+    }
+
+    fn replace(&self, counters: Vec<Counted>) {
+        let counters = counters.into_iter();
+        let counters = counters.map(|c| (c.counter.into(), c.start_ms, c.used));
+        self.book().replace(counters);
     }
 
     /// Counts what a bill says instead of what was counted.
@@ -355,17 +432,6 @@ impl Writer {
             self.book().undo(&deltas);
         }
         written
-    }
-
-    async fn replace_budgets(&mut self, budgets: Vec<Budget>) {
-        let zone = self.book().zone();
-        let mut book = Book::new(budgets, zone);
-        match self.store.refill(&mut book).await {
-            Ok(()) => *self.book() = book,
-            Err(problem) => {
-                tracing::error!(%problem, "the budgets stay as they were");
-            }
-        }
     }
 
     async fn recover(&mut self) {
@@ -432,13 +498,6 @@ fn settle(book: &mut Book, row: &AttemptRow) -> Vec<Delta> {
     if let Some(provider) = &bill.provider {
         actual.provider = Some(Arc::clone(provider));
     }
-    let amount = Amount {
-        nusd: bill.nusd,
-        tokens: bill.tokens(),
-    };
-    book.settle(
-        (held, row.attempt.worst),
-        (&actual, amount),
-        row.reserved_ms,
-    )
+    let came_to = (&actual, bill.amount);
+    book.settle((held, row.attempt.worst), came_to, row.reserved_ms)
 }

@@ -22,6 +22,9 @@ use crate::generation::{Event, Finish, Usage, UsageSource};
 /// The part by which a prompt's count is raised before its worst cost is promised: other tokenizers count more.
 const INPUT_MARGIN_PERCENT: u64 = 110;
 
+/// Most that one answer can cost whatever its provider says: a thousand US dollars.
+const MOST_REPORTED_NUSD: u64 = 1_000_000_000_000;
+
 /// How long a question without text may take.
 const QUESTION_TIME: Duration = Duration::from_secs(15);
 
@@ -155,8 +158,13 @@ impl Remote {
             [usage.input_tokens, usage.cached_tokens, usage.output_tokens].map(u64::from);
         let counted = price.cost_nusd(input, cached, output);
         let estimate = usage.source == UsageSource::Estimated;
+        // A thousand times what the tokens cost is a mistake in somebody's units.
+        let most = match counted {
+            0 => MOST_REPORTED_NUSD,
+            counted => counted.saturating_mul(1000).min(MOST_REPORTED_NUSD),
+        };
         match usage.reported_cost_nusd {
-            Some(nusd) if nusd > 0 || counted == 0 => Some(Cost {
+            Some(nusd) if (nusd > 0 || counted == 0) && nusd <= most => Some(Cost {
                 nusd,
                 estimate: false,
                 reported: true,

@@ -176,6 +176,7 @@ pub struct Metrics {
     spent: IntCounterVec,
     spent_tokens: IntCounterVec,
     providers: Names,
+    alerts: IntCounterVec,
     budget_used: GaugeVec,
     budget_limit: GaugeVec,
     route_forecast_ratio: HistogramVec,
@@ -345,6 +346,12 @@ impl Metrics {
                 ["upstream", "ended"],
             ),
             providers: Names::default(),
+            alerts: counter_vec(
+                &r,
+                "sconce_alerts",
+                "What was told about money and targets",
+                "kind",
+            ),
             budget_used: gauge_vec(
                 &r,
                 "sconce_budget_used",
@@ -404,6 +411,11 @@ impl Metrics {
         let labels = [by.key, by.model, self.providers.label(by.provider)];
         self.spent.with_label_values(&labels).inc_by(nusd);
         self.spent_tokens.with_label_values(&labels).inc_by(tokens);
+    }
+
+    /// Counts something that was told.
+    pub fn count_alert(&self, kind: &'static str) {
+        self.alerts.with_label_values(&[kind]).inc();
     }
 
     /// Shows how a budget stands: dollars or tokens; without a limit, it is only counted.

@@ -155,7 +155,7 @@ impl Way {
         if let Some(held) = held {
             // What exactly it came to is nobody's concern: it is a few tokens.
             held.settle(Bill {
-                nusd: worst.nusd,
+                amount: worst,
                 basis: "upper_bound".into(),
                 ..Bill::void(&status)
             });

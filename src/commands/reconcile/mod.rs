@@ -180,14 +180,14 @@ fn compare(settled: Vec<Settled>, bill: &[Charge]) -> Matched {
         ..Matched::default()
     };
     let mut charges: HashMap<&str, u64> = HashMap::new();
-    let mut left: u64 = 0;
+    let mut unnamed: u64 = 0;
     for charge in bill {
         match &charge.id {
             Some(id) => *charges.entry(id).or_default() += charge.nusd,
-            None => left += charge.nusd,
+            None => unnamed += charge.nusd,
         }
     }
-    let mut nameless = Vec::new();
+    let (mut guessed, mut known) = (Vec::new(), 0);
     for row in settled {
         let id = row.request_id_upstream.clone();
         let charge = id.as_ref().and_then(|id| charges.remove(id.as_str()));
@@ -199,36 +199,50 @@ fn compare(settled: Vec<Settled>, bill: &[Charge]) -> Matched {
                 }
             }
             // Nobody but the bill knows what these came to.
-            None if is_guess(&row.basis) => nameless.push(row),
-            None if row.nusd > 0 => matched.missing += 1,
-            None => {}
+            None if is_guess(&row) => guessed.push(row),
+            None => {
+                matched.missing += usize::from(row.nusd > 0);
+                known += row.nusd;
+            }
         }
     }
-    left += charges.values().sum::<u64>();
-    if nameless.is_empty() {
-        matched.unexplained_nusd = left;
-        return matched;
-    }
-    matched.shared = nameless.len();
-    let weights: u128 = nameless.iter().map(|row| u128::from(row.nusd)).sum();
-    let (mut given, mut weight) = (0, 0);
-    for row in nameless {
-        weight += u128::from(row.nusd);
-        // What is given in all grows with the weight, so that the last one makes it whole.
-        let due = match weights {
-            0 => u128::from(left),
-            weights => u128::from(left) * weight / weights,
-        };
-        let due = u64::try_from(due).unwrap_or(u64::MAX);
-        matched.changes.push((row, due - given));
-        given = due;
-    }
+    // Lines without a name may be of attempts whose amount is known; the rest is what nobody knew of.
+    let left = unnamed.saturating_sub(known) + charges.values().sum::<u64>();
+    matched.missing = if unnamed > 0 { 0 } else { matched.missing };
+    matched.shared = guessed.len();
+    matched.unexplained_nusd = share(left, guessed, &mut matched.changes);
     matched
 }
 
-/// Whether an amount was never told by anybody.
-fn is_guess(basis: &str) -> bool {
-    ["crash_upper_bound", "upper_bound", "estimate", "reconciled"].contains(&basis)
+/// Gives attempts their parts of an amount, by what was counted for each, and none more than it can have cost.
+/// Returns what is left over.
+fn share(mut left: u64, guessed: Vec<Settled>, changes: &mut Vec<(Settled, u64)>) -> u64 {
+    let mut weights: u128 = guessed.iter().map(|row| u128::from(row.worst_nusd)).sum();
+    for row in guessed {
+        let weight = u128::from(row.worst_nusd);
+        // What is left in all goes down with the weights, so that the last one gets all of it.
+        let part = match weights {
+            0 => 0,
+            weights => (u128::from(left) * weight).div_ceil(weights),
+        };
+        let part = u64::try_from(part)
+            .unwrap_or(u64::MAX)
+            .min(row.worst_nusd)
+            .min(left);
+        weights -= weight;
+        left -= part;
+        if part != row.nusd {
+            changes.push((row, part));
+        }
+    }
+    left
+}
+
+/// Whether an amount was never told by anybody, and the attempt has no name to find it by.
+fn is_guess(row: &Settled) -> bool {
+    let basis = &*row.basis;
+    ["crash_upper_bound", "upper_bound", "estimate"].contains(&basis)
+        && row.request_id_upstream.is_none()
 }
 
 fn said(matched: &Matched) -> Result<String, std::fmt::Error> {
@@ -246,8 +260,8 @@ fn said(matched: &Matched) -> Result<String, std::fmt::Error> {
     writeln!(text, "bill    {} USD", usd(*bill_nusd))?;
     writeln!(
         text,
-        "{found} lines of the bill found their attempts; {} amounts differ.",
-        changes.len() - shared
+        "{found} lines of the bill found their attempts by name; {} amounts change.",
+        changes.len()
     )?;
     if *shared > 0 {
         writeln!(
@@ -292,6 +306,7 @@ mod tests {
             target: "t".to_owned(),
             request_id_upstream: name.map(str::to_owned),
             nusd,
+            worst_nusd: nusd,
             basis: basis.to_owned(),
         }
     }
@@ -335,21 +350,48 @@ mod tests {
         assert_eq!(changes, [(2, 12), (3, 15), (4, 5)]);
         assert_eq!((matched.found, matched.shared, matched.missing), (2, 2, 1));
         let text = said(&matched).expect("words");
-        assert!(text.contains("1 amounts differ"), "{text}");
+        assert!(text.contains("3 amounts change"), "{text}");
+    }
+
+    #[test]
+    fn a_bill_without_names_is_compared_as_a_whole() {
+        let settled = || {
+            vec![
+                row(1, Some("a"), 98, "override"),
+                row(2, None, 5, "crash_upper_bound"),
+                row(3, Some("b"), 9, "estimate"),
+            ]
+        };
+        let charge = |nusd| [Charge { id: None, nusd }];
+        // What is known is not given to anybody else.
+        let matched = compare(settled(), &charge(110));
+        let changes: Vec<(i64, u64)> = matched.changes.iter().map(|(r, n)| (r.id, *n)).collect();
+        assert_eq!((changes, matched.unexplained_nusd), (vec![(2, 3)], 0));
+        // And nobody gets more than it can have cost.
+        let matched = compare(settled(), &charge(200));
+        assert_eq!(matched.unexplained_nusd, 200 - 98 - 9 - 5);
+        // What was taken over once is known.
+        let mut again = settled();
+        again[1] = row(2, None, 3, "reconciled");
+        let matched = compare(again, &charge(110));
+        assert_eq!((matched.changes, matched.unexplained_nusd), (Vec::new(), 0));
     }
 
     proptest! {
         #[test]
-        fn what_is_shared_is_all_of_it(
+        fn what_is_shared_is_all_of_it_as_far_as_it_goes(
             weights in prop::collection::vec(0u64..1_000_000, 1..20),
-            left in 0u64..u64::from(u32::MAX),
+            left in 0u64..30_000_000,
         ) {
             let rows = weights.iter().enumerate();
             let rows = rows.map(|(i, nusd)| row(i as i64, None, *nusd, "crash_upper_bound"));
-            let bill = [Charge { id: None, nusd: left }];
-            let matched = compare(rows.collect(), &bill);
-            let sum: u64 = matched.changes.iter().map(|(_, nusd)| nusd).sum();
-            prop_assert_eq!(sum, left);
+            let most: u64 = weights.iter().sum();
+            let mut changes = Vec::new();
+            let rest = share(left, rows.clone().collect(), &mut changes);
+            let amounts: HashMap<i64, u64> = changes.iter().map(|(r, n)| (r.id, *n)).collect();
+            let sum: u64 = rows.map(|r| amounts.get(&r.id).copied().unwrap_or(r.nusd)).sum();
+            prop_assert_eq!(sum + rest, left);
+            prop_assert_eq!(sum, left.min(most));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::egress::Settled;
 use crate::generation::{
     Error, Finish, Reason, Request, RouteNote, Side, Timings, Usage, UsageSource,
 };
-use crate::ledger::{ANONYMOUS, Closing, Tab};
+use crate::ledger::{ANONYMOUS, Amount, Closing, Tab};
 use crate::remote::Fault;
 use crate::remote::catalog::Shape;
 use crate::route::{About, Aftermath, AttemptNote, Decision, Record};
@@ -33,7 +33,8 @@ pub(super) struct Settlement<'a> {
     pub(super) request_id_upstream: Option<String>,
     pub(super) outcome: Result<&'a Finish, &'a Fault>,
     pub(super) usage: Usage,
-    pub(super) cost_nusd: Option<u64>,
+    /// What it came to.
+    pub(super) spent: Amount,
     pub(super) basis: String,
 }
 
@@ -51,10 +52,11 @@ pub(super) fn settle(settlement: Settlement<'_>) {
         request_id_upstream,
         outcome,
         usage,
-        cost_nusd,
+        spent,
         basis,
     } = settlement;
     let fault = outcome.err();
+    let cost_nusd = Some(spent.nusd);
     let ended = fault.map_or("ok", |fault| fault.class.name());
     inner
         .metrics
@@ -84,15 +86,12 @@ pub(super) fn settle(settlement: Settlement<'_>) {
         .provider
         .as_deref()
         .or(way.destination.provider.as_deref());
-    let spent = Spent {
+    let by = Spent {
         key,
         model: &way.destination.model,
         provider: provider.unwrap_or(&way.destination.upstream),
     };
-    let tokens = u64::from(usage.input_tokens) + u64::from(usage.output_tokens);
-    inner
-        .metrics
-        .count_spent(&spent, cost_nusd.unwrap_or(0), tokens);
+    inner.metrics.count_spent(&by, spent.nusd, spent.tokens);
     let mut attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
     attempts.push(note);
 }
@@ -210,7 +209,8 @@ impl Tally {
         let mut route = RouteNote::local(Reason::LocalOk);
         request.note.update(|note| route.clone_from(note));
         let last = attempts.last().map(|attempt| attempt.target.clone());
-        let away = side == Some(Side::Remote);
+        // What nobody answered in the end stands where it was tried last.
+        let away = side != Some(Side::Local) && !attempts.is_empty();
         let usage = finish.map(|finish| finish.usage);
         let seen = side.map(|_| Usage {
             source: UsageSource::Estimated,

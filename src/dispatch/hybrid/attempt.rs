@@ -18,7 +18,7 @@ use super::{Hybrid, room, shape, until_ms};
 use crate::dispatch::Inner;
 use crate::egress::{Denied, Departure, Purpose};
 use crate::generation::{Error, Event, Finish, Reason, RouteNote, Side, Usage, UsageSource};
-use crate::ledger::{Bill, Held, OnExceed};
+use crate::ledger::{Amount, Bill, Held, OnExceed};
 use crate::remote::{
     Ask, CancelSettle, Capabilities, Check, Class, Cost, Expected, Fault, Late, Link, Loop, Step,
     Terms,
@@ -309,26 +309,26 @@ impl Underway {
             let remote = &self.hybrid.remote;
             remote.cost_nusd(&self.way.facts, self.provider.as_deref(), &usage)
         };
-        let bound = self.held.as_ref().map_or(0, Held::worst_nusd);
+        let worst = self.held.as_ref().map(Held::worst).unwrap_or_default();
+        let used = Amount {
+            nusd: 0,
+            tokens: u64::from(usage.input_tokens) + u64::from(usage.output_tokens),
+        };
         let reserved = self.way.facts.target.cancel == CancelSettle::Reserved;
-        let (cost, basis) = match owed {
-            Owed::Nothing => (Some(0), None),
-            Owed::Used => match counted() {
-                Some(cost) => (
-                    Some(cost.nusd),
-                    cost.reported.then_some("provider_reported"),
-                ),
-                None => (Some(bound), Some("upper_bound")),
-            },
+        let (amount, basis) = match (owed, counted()) {
+            (Owed::Nothing, _) => (Amount::default(), None),
             // Whoever was cut off says nothing any more about what it cost.
-            Owed::AtLeast if reserved => (Some(bound), Some("upper_bound")),
-            Owed::AtLeast => match counted() {
-                Some(cost) => (Some(cost.nusd), Some("estimate")),
-                None => (Some(bound), Some("upper_bound")),
-            },
+            (Owed::AtLeast, _) if reserved => (worst, Some("upper_bound")),
+            (_, None) => (worst, Some("upper_bound")),
+            (owed, Some(Cost { nusd, reported, .. })) => {
+                let basis = match owed {
+                    Owed::AtLeast => Some("estimate"),
+                    _ => reported.then_some("provider_reported"),
+                };
+                (Amount { nusd, ..used }, basis)
+            }
         };
         let basis = basis.map_or_else(|| self.way.facts.basis.to_string(), str::to_owned);
-        let usage_owed = (owed != Owed::Nothing).then_some(usage);
         let request_id_upstream = self.request_id_upstream.clone().or_else(|| {
             let fault = outcome.err()?;
             fault.upstream_request_id.clone()
@@ -337,8 +337,8 @@ impl Underway {
         if let Some(held) = self.held.take() {
             held.settle(Bill {
                 provider: self.provider.as_deref().map(Into::into),
-                nusd: cost.unwrap_or(bound),
-                usage: usage_owed,
+                amount,
+                usage: (owed != Owed::Nothing).then_some(usage),
                 basis: basis.as_str().into(),
                 ttft_ms: ttft.map(ms),
                 outcome: outcome
@@ -360,7 +360,7 @@ impl Underway {
             request_id_upstream,
             outcome,
             usage,
-            cost_nusd: cost,
+            spent: amount,
             basis,
         });
     }
@@ -568,10 +568,11 @@ async fn follow(carrier: &mut Carrier, begun: Begun) -> Result<Box<Finish>, Miss
     let way = underway.way.clone();
     carrier.note(|note| {
         note.upstream = Some(way.destination.upstream.to_string());
+        note.kind = Some(way.facts.target.kind.name());
         note.model = Some(way.facts.target.model.to_string());
-        if let Some(provider) = &underway.provider {
-            note.provider = Some(provider.clone());
-        }
+        // Not that of a rival that was slower.
+        let expected = way.destination.provider.as_deref().map(str::to_owned);
+        note.provider = underway.provider.clone().or(expected);
     });
     // A caller who gets its answer whole sees none of it before its end, so that it may still be made anew.
     let whole = !carrier.case.request.route.stream;

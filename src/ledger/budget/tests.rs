@@ -85,6 +85,39 @@ fn each_key_has_its_own_and_the_strictest_word_counts() {
 }
 
 #[test]
+fn two_budgets_over_the_same_spending_count_it_once() {
+    let soft = Budget {
+        soft: true,
+        ..Budget::daily("tell", 15)
+    };
+    let mut book = book(vec![soft, Budget::daily("stop", 20)]);
+    let me = spender("a", "hf", None);
+    let (deltas, at) = book.reserve(&me, nusd(20), 0).expect("all of it");
+    assert_eq!(deltas.len(), 1);
+    assert!(book.standings(0).iter().all(|standing| standing.used == 20));
+    book.settle((&me, nusd(20)), (&me, nusd(5)), at);
+    assert!(book.standings(0).iter().all(|standing| standing.used == 5));
+    book.clear();
+    book.count(&me, nusd(7), 0, Period::Day);
+    assert!(book.standings(0).iter().all(|standing| standing.used == 7));
+}
+
+#[test]
+fn names_that_look_like_one_another_are_told_apart() {
+    let each = Budget {
+        each: Some(Each::Tenant),
+        ..Budget::daily("own", 10)
+    };
+    let mut book = book(vec![each]);
+    for tenant in ["a=x", "b=x"] {
+        book.reserve(&spender(tenant, "hf", None), nusd(1), 0)
+            .expect("fits");
+    }
+    let names: Vec<String> = book.standings(0).into_iter().map(|s| s.name).collect();
+    assert_eq!(names, ["own of a=x", "own of b=x"]);
+}
+
+#[test]
 fn a_soft_budget_denies_nothing_and_is_counted() {
     let soft = Budget {
         soft: true,
@@ -194,7 +227,7 @@ proptest! {
             for standing in book.standings(clock) {
                 let place = budgets.iter().position(|b| standing.name.starts_with(&*b.name));
                 let budget = &budgets[place.expect("a budget")];
-                let whose = standing.counter.rsplit_once('=').map(|(_, whose)| whose.to_owned());
+                let whose = standing.name.rsplit_once(" of ").map(|(_, whose)| whose.to_owned());
                 let window = Window::of(budget.period, Tz::UTC, now);
                 let sum: u64 = kept
                     .iter()

@@ -56,6 +56,7 @@ const CALL_HEADERS: &[&str] = &[
     "if-none-match",
     "prefer",
     "x-scale-up-timeout",
+    "x-sconce-signature",
     "x-source-channel",
 ];
 

@@ -1,5 +1,6 @@
 //! Money over sockets: what is held, spent, refused and found again after the worst has happened.
 
+mod alerts;
 mod budgets;
 mod complaints;
 mod entries;

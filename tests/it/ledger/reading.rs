@@ -83,7 +83,7 @@ fn what_was_used_and_saved_is_told_in_three_forms() {
         .run("reconcile");
     let words = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(
-        words.contains("0.5 USD of the bill belong to nothing in the ledger"),
+        words.contains("0.499989 USD of the bill belong to nothing in the ledger"),
         "{told:?}"
     );
     let busy = setup
