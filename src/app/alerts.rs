@@ -14,7 +14,7 @@ use super::AppError;
 use crate::audit;
 use crate::config::{AlertSettings, Webhook};
 use crate::egress::{Destination, Gate};
-use crate::ledger::{Alert, AlertKind, Ledger, Reader, Watch, now_ms};
+use crate::ledger::{Alert, AlertKind, Ledger, Reader, StoreError, Watch, now_ms};
 use crate::remote::{Billing, Call, Client, Remote, UpstreamConfig, UpstreamKind, place};
 use crate::telemetry::{Metrics, Secret, redact};
 
@@ -92,23 +92,56 @@ impl Alerts {
         }
         if reader.is_none() {
             let opened = Reader::open(self.ledger.place(), self.ledger.zone()).await;
-            *reader = opened.ok();
-        }
-        let minutes = match reader {
-            Some(open) => open.minutes(watch.since(minute)).await.ok(),
-            None => None,
-        };
-        match minutes {
-            Some(minutes) => {
-                alerts.extend(watch.look(minute, &minutes, &self.ledger.standings()));
+            match opened {
+                Ok(opened) => *reader = Some(opened),
+                Err(problem) => tracing::warn!(%problem, "what was spent is not looked at"),
             }
-            // It is opened anew the next time.
-            None => *reader = None,
+        }
+        alerts.extend(watch.budgets(minute, &self.ledger.standings()));
+        let Some(open) = reader else {
+            return alerts;
+        };
+        let read = async {
+            let minutes = open.minutes(watch.since(minute)).await?;
+            self.stay_contained(open).await?;
+            Ok::<_, StoreError>(minutes)
+        };
+        match read.await {
+            Ok(minutes) => alerts.extend(watch.spending(minute, &minutes)),
+            Err(problem) => {
+                tracing::warn!(%problem, "what was spent is not looked at");
+                // It is opened anew the next time.
+                *reader = None;
+            }
         }
         alerts
     }
 
+    /// Keeps everything here for as long as a spike wants that another server has told of, or this one before it was
+    /// started anew.
+    async fn stay_contained(&self, reader: &mut Reader) -> Result<(), StoreError> {
+        let Some(time) = self.settings.contain else {
+            return Ok(());
+        };
+        let time_ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        for (at_ms, text) in reader
+            .spikes_since(now_ms().saturating_sub(time_ms))
+            .await?
+        {
+            let left = at_ms.saturating_add(time_ms).saturating_sub(now_ms());
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+            if self.gate.contained().is_none() && !left.is_zero() {
+                self.gate.contain(left, &text);
+            }
+        }
+        Ok(())
+    }
+
     async fn tell(&self, alert: Alert, sender: Option<&mpsc::Sender<Alert>>) {
+        if let (AlertKind::Spike, Some(time)) = (alert.kind, self.settings.contain) {
+            // Whoever tells it, every server does this.
+            self.gate.contain(time, &alert.text);
+        }
         match self.ledger.claim(alert.clone()).await {
             Ok(true) => {}
             Ok(false) => return,
@@ -123,7 +156,7 @@ impl Alerts {
             alert.text
         );
         let contained = match (alert.kind, self.settings.contain) {
-            (AlertKind::Spike, Some(time)) => Some(self.contain(time, &alert)),
+            (AlertKind::Spike, Some(time)) => Some(self.contained(time, &alert)),
             _ => None,
         };
         for alert in [Some(alert), contained].into_iter().flatten() {
@@ -135,9 +168,8 @@ impl Alerts {
         }
     }
 
-    /// Keeps everything here for a time.
-    fn contain(&self, time: Duration, spike: &Alert) -> Alert {
-        self.gate.contain(time, &spike.text);
+    /// Says that everything is kept here for a time.
+    fn contained(&self, time: Duration, spike: &Alert) -> Alert {
         let minutes = time.as_secs() / 60;
         let text = format!(
             "nothing leaves this machine for {minutes} minutes: {}",

@@ -10,6 +10,8 @@ use super::section::{Notes, Section};
 use crate::ledger::WatchConfig;
 use crate::telemetry::Secret;
 
+/// The longest pause between two looks.
+const MOST_LOOK: Duration = Duration::from_secs(900);
 /// Most US dollars that are never a spike.
 const MOST_FLOOR: u64 = 1_000_000;
 
@@ -60,6 +62,9 @@ pub(super) fn resolve(
     }
     let mut look = Duration::from_secs(60);
     section.set_time("look_seconds", &mut look);
+    if look > MOST_LOOK {
+        section.fault("`look_seconds` must be 900 at most: what is older is not looked at again");
+    }
     let contain = section.has("contain_minutes").then(|| {
         let mut contain = Duration::ZERO;
         section.set_time("contain_minutes", &mut contain);
@@ -106,7 +111,7 @@ fn thresholds(section: &mut Section<'_>) -> Option<Vec<u8>> {
     list
 }
 
-/// What stands in the variable that a field names; a variable that is not set tells nobody, and is said.
+/// What stands in the variable that a field names; one that is not set is a fault: alerts would go unsigned, or nowhere.
 fn secret(
     section: &mut Section<'_>,
     field: &'static str,
@@ -122,8 +127,8 @@ fn secret(
     }
     let value = variables.get(name).cloned();
     if value.is_none() {
-        section.warn(format_args!(
-            "{name} is not set, so alerts stand in the log alone"
+        section.fault(format_args!(
+            "{name} is not set; set it, or leave `{field}` out"
         ));
     }
     value

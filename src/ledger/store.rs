@@ -28,8 +28,8 @@ const PROCESS_BITS: u32 = 40;
 
 /// How long one group may take: longer than the other side's own bounds.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How far back a lost answer is looked for, in milliseconds.
-const DOUBTS_MS: i64 = 86_400_000;
+/// Rows that are dropped at once, so that nobody waits long for it.
+pub(super) const DROPPED: u64 = 10_000;
 
 /// Where a ledger is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,24 +221,28 @@ impl Store {
         read.map_err(|e| self.broken(&e))
     }
 
-    /// Attempts of this process that it has settled itself, in the last day.
-    pub(super) async fn settled(&mut self) -> Result<HashSet<i64>, StoreError> {
+    /// Which of these attempts are written, and whether they are settled; what another server has settled for this
+    /// one counts as open.
+    pub(super) async fn states(&mut self, ids: &[i64]) -> Result<HashMap<i64, bool>, StoreError> {
         self.live().await?;
-        let range = self.first_id();
         let connection = self.connection.as_mut();
         let read = async {
-            let rows = sqlx::query(
-                "SELECT id FROM attempts WHERE id >= $1 AND id < $2 AND settled_ms >= $3 \
-                 AND basis <> 'crash_upper_bound'",
-            )
-            .bind(range)
-            .bind(range + (1 << PROCESS_BITS))
-            .bind(now_ms() - DOUBTS_MS)
-            .fetch_all(connection.ok_or_else(gone)?)
-            .await?;
-            rows.iter().map(|row| row.try_get(0)).collect()
+            let connection = connection.ok_or_else(gone)?;
+            let mut states = HashMap::new();
+            for id in ids {
+                let row = sqlx::query("SELECT settled_ms, basis FROM attempts WHERE id = $1")
+                    .bind(*id)
+                    .fetch_optional(&mut *connection)
+                    .await?;
+                if let Some(row) = row {
+                    let settled = row.try_get::<Option<i64>, _>(0)?.is_some();
+                    let basis: String = row.try_get(1)?;
+                    states.insert(*id, settled && basis != "crash_upper_bound");
+                }
+            }
+            Ok(states)
         };
-        let read: Result<HashSet<i64>, sqlx::Error> = in_time(read).await;
+        let read: Result<_, sqlx::Error> = in_time(read).await;
         read.map_err(|e| self.broken(&e))
     }
 
@@ -299,10 +303,16 @@ impl Store {
     /// Attempts of this process that stand open although nobody holds them: a commit whose answer was lost.
     pub(super) async fn orphans(&mut self, held: &HashSet<i64>) -> Result<Vec<Orphan>, StoreError> {
         self.live().await?;
-        let range = self.first_id();
+        let (range, shared) = (self.first_id(), self.is_shared());
         let connection = self.connection.as_mut();
         let found = async {
             let connection = connection.ok_or_else(gone)?;
+            if !shared {
+                // A commit that nobody waits for any more is made first.
+                sqlx::raw_sql("BEGIN IMMEDIATE; COMMIT")
+                    .execute(&mut *connection)
+                    .await?;
+            }
             let rows = sqlx::query(
                 "SELECT key_name, tenant, model, provider, upstream, worst_nusd, worst_tokens, id, reserved_ms \
                  FROM attempts WHERE settled_ms IS NULL AND id >= $1 AND id < $2",
@@ -324,7 +334,7 @@ impl Store {
                 .map(orphan)
                 .collect::<Result<Vec<_>, sqlx::Error>>()
         };
-        let found = found.await;
+        let found = in_time(found).await;
         let mut orphans = found.map_err(|e| self.broken(&e))?;
         orphans.retain(|orphan| !held.contains(&orphan.id));
         Ok(orphans)
@@ -350,7 +360,7 @@ impl Store {
             }
             Ok(())
         };
-        let done = done.await;
+        let done = in_time(done).await;
         done.map_err(|e: sqlx::Error| self.broken(&e))
     }
 
@@ -385,7 +395,7 @@ impl Store {
             sqlx::raw_sql("COMMIT").execute(connection).await?;
             Ok(())
         };
-        let done: Result<(), sqlx::Error> = done.await;
+        let done: Result<(), sqlx::Error> = in_time(done).await;
         if let Err(problem) = done {
             self.roll_back().await;
             return Err(self.broken(&problem));
@@ -402,7 +412,7 @@ impl Store {
             let connection = connection.ok_or_else(gone)?;
             recover(connection, shared, own).await
         };
-        let recovered = recovered.await;
+        let recovered = in_time(recovered).await;
         recovered.map_err(|e| self.broken(&e))
     }
 
@@ -414,8 +424,10 @@ impl Store {
             let connection = connection.ok_or_else(gone)?;
             let mut rows = 0;
             for statement in [
-                "DELETE FROM attempts WHERE reserved_ms < $1 AND settled_ms IS NOT NULL",
-                "DELETE FROM entries WHERE opened_ms < $1 AND closed_ms IS NOT NULL",
+                "DELETE FROM attempts WHERE id IN (SELECT id FROM attempts \
+                 WHERE reserved_ms < $1 AND settled_ms IS NOT NULL LIMIT 10000)",
+                "DELETE FROM entries WHERE id IN (SELECT id FROM entries \
+                 WHERE opened_ms < $1 AND closed_ms IS NOT NULL LIMIT 10000)",
                 "DELETE FROM counters WHERE start_ms < $1",
                 "DELETE FROM alerts WHERE at_ms < $1",
             ] {
@@ -427,7 +439,7 @@ impl Store {
             }
             Ok(rows)
         };
-        let pruned = pruned.await;
+        let pruned = in_time(pruned).await;
         pruned.map_err(|e: sqlx::Error| self.broken(&e))
     }
 
@@ -454,7 +466,7 @@ impl Store {
                 .await?;
             Ok((u64::try_from(bytes).unwrap_or(0), oldest))
         };
-        let read = read.await;
+        let read = in_time(read).await;
         read.map_err(|e: sqlx::Error| self.broken(&e))
     }
 
@@ -547,9 +559,8 @@ async fn connect(place: &Place, mode: &str) -> Result<AnyConnection, StoreError>
     };
     let options: AnyConnectOptions = url.parse().map_err(failed)?;
     let options = options.disable_statement_logging();
-    let mut connection = AnyConnection::connect_with(&options)
-        .await
-        .map_err(failed)?;
+    let connection = in_time(AnyConnection::connect_with(&options)).await;
+    let mut connection = connection.map_err(failed)?;
     if matches!(place, Place::File(_)) && mode != "ro" {
         sqlx::raw_sql(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;",
@@ -589,7 +600,9 @@ fn lock(path: &Path) -> std::io::Result<File> {
 }
 
 /// What comes of a few statements, unless the other side is silent for too long.
-async fn in_time<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+pub(super) async fn in_time<T>(
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
     let answer = tokio::time::timeout(PATIENCE, work).await;
     answer.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }

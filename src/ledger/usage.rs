@@ -136,7 +136,7 @@ pub struct Report {
     pub oldest_ms: Option<i64>,
 }
 
-/// What was spent or held in one minute by one key at one target.
+/// What was spent in one minute by one key at one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Minute {
     /// Minutes since 1970.
@@ -203,17 +203,17 @@ impl Reader {
         read.map_err(|e| store::unread(&self.place, &e))
     }
 
-    /// What was spent or held since a minute, minute by minute.
+    /// What was spent since a minute, minute by minute. What is only held is not known to be spent.
     ///
     /// Errors: the ledger cannot be read.
     pub async fn minutes(&mut self, since: u64) -> Result<Vec<Minute>, StoreError> {
         let statement = "SELECT reserved_ms / 60000, key_name, target, \
-             CAST(SUM(COALESCE(cost_nusd, worst_nusd)) AS BIGINT) \
-             FROM attempts WHERE reserved_ms >= $1 GROUP BY 1, 2, 3 ORDER BY 1";
+             CAST(SUM(cost_nusd) AS BIGINT) \
+             FROM attempts WHERE reserved_ms >= $1 AND settled_ms IS NOT NULL GROUP BY 1, 2, 3 ORDER BY 1";
         let rows = sqlx::query(statement)
             .bind(i64::try_from(since).unwrap_or(0).saturating_mul(MINUTE_MS))
-            .fetch_all(&mut self.connection)
-            .await;
+            .fetch_all(&mut self.connection);
+        let rows = store::in_time(rows).await;
         let minute = |row: AnyRow| {
             Ok(Minute {
                 minute: count(&row, 0)?,
@@ -224,6 +224,21 @@ impl Reader {
         };
         let minutes = rows.and_then(|rows| rows.into_iter().map(minute).collect());
         minutes.map_err(|e| store::unread(&self.place, &e))
+    }
+
+    /// Spikes that were told since a moment, here or by another server: when, and in which words.
+    ///
+    /// Errors: the ledger cannot be read.
+    pub async fn spikes_since(&mut self, since_ms: i64) -> Result<Vec<(i64, String)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT at_ms, text FROM alerts WHERE cause LIKE 'spike:%' AND at_ms >= $1 ORDER BY at_ms",
+        )
+        .bind(since_ms)
+        .fetch_all(&mut self.connection);
+        let rows = store::in_time(rows).await;
+        let spike = |row: AnyRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        let spikes = rows.and_then(|rows| rows.into_iter().map(spike).collect());
+        spikes.map_err(|e| store::unread(&self.place, &e))
     }
 
     /// Every settled attempt at an upstream, oldest first.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::budget::{Limit, Standing, usd};
+use super::budget::{CounterKey, Limit, Standing, usd};
 use super::spike::{Budget, KEPT_MINUTES, Series, Spike, SpikeConfig};
 use super::usage::Minute;
 
@@ -98,14 +98,18 @@ impl Scope {
         }
     }
 
-    fn cause(&self) -> String {
+    fn cause(&self, kind: AlertKind) -> String {
+        let kind = kind.name();
         match self {
-            Self::Key(key) => format!("spike:key:{key}"),
-            Self::Target(target) => format!("spike:target:{target}"),
-            Self::All => "spike:all".to_owned(),
+            Self::Key(key) => format!("{kind}:key:{key}"),
+            Self::Target(target) => format!("{kind}:target:{target}"),
+            Self::All => format!("{kind}:all"),
         }
     }
 }
+
+/// A budget's counter, and its window's first millisecond.
+type Counted = (CounterKey, i64);
 
 /// What was seen so far.
 #[derive(Debug)]
@@ -114,11 +118,12 @@ pub struct Watch {
     series: BTreeMap<Scope, Series>,
     /// What the series hold of the minutes that are read again.
     held: HashMap<(Scope, u64), u64>,
-    /// Until which minute a scope's rise is explained by one that was told.
-    explained: HashMap<Scope, u64>,
-    /// Amounts used of each budget's window, minute by minute.
-    used: HashMap<(String, i64), VecDeque<(u64, u64)>>,
-    told: HashSet<String>,
+    /// Until which minute a scope's spike, or its ramp, is explained by one that was told.
+    explained: HashMap<(Scope, AlertKind), u64>,
+    /// Amounts used of each budget's window of now, minute by minute.
+    used: HashMap<Counted, VecDeque<(u64, u64)>>,
+    /// What was told of each budget's window of now.
+    told: HashMap<Counted, HashSet<String>>,
     troubles: HashMap<String, u64>,
 }
 
@@ -131,7 +136,7 @@ impl Watch {
             held: HashMap::new(),
             explained: HashMap::new(),
             used: HashMap::new(),
-            told: HashSet::new(),
+            told: HashMap::new(),
             troubles: HashMap::new(),
         }
     }
@@ -144,11 +149,19 @@ impl Watch {
         }
     }
 
-    /// Looks at a minute: `minutes` is everything since [`Self::since`], `standings` every budget.
-    pub fn look(&mut self, minute: u64, minutes: &[Minute], standings: &[Standing]) -> Vec<Alert> {
+    /// Looks at what was spent up to a minute: `minutes` is everything since [`Self::since`].
+    pub fn spending(&mut self, minute: u64, minutes: &[Minute]) -> Vec<Alert> {
         let since = self.since(minute);
         self.take(since, minute, minutes);
-        let mut alerts = self.spikes(minute, minutes);
+        self.spikes(minute, minutes)
+    }
+
+    /// Looks at every budget.
+    pub fn budgets(&mut self, minute: u64, standings: &[Standing]) -> Vec<Alert> {
+        let now: HashSet<Counted> = standings.iter().map(counted).collect();
+        self.used.retain(|counted, _| now.contains(counted));
+        self.told.retain(|counted, _| now.contains(counted));
+        let mut alerts = Vec::new();
         for standing in standings {
             alerts.extend(self.threshold(standing));
             alerts.extend(self.burn(minute, standing));
@@ -232,15 +245,16 @@ impl Watch {
             let Some(spike) = rate.or(found.first()) else {
                 continue;
             };
-            let explained = self
-                .explained
-                .get(&scope)
-                .is_some_and(|until| minute < *until);
-            // A rise that was told of as such may still become a spike.
+            let kind = kind_of(spike);
+            let explained = self.explained.get(&(scope.clone(), kind));
+            let explained = explained.is_some_and(|until| minute < *until);
             let involved = involved(&scope, minute, minutes);
             for scope in &involved {
-                let until = self.explained.entry(scope.clone()).or_default();
-                *until = (*until).max(minute + calm);
+                // A spike explains a ramp, too; a ramp may still become a spike.
+                for kind in [AlertKind::Ramp, kind] {
+                    let until = self.explained.entry((scope.clone(), kind)).or_default();
+                    *until = (*until).max(minute + calm);
+                }
             }
             if !explained {
                 alerts.push(told(&scope, spike, &involved, calm));
@@ -267,7 +281,8 @@ impl Watch {
         let highest = *reached.iter().max()?;
         let mut new = false;
         for per_cent in reached {
-            new |= self.told.insert(cause(per_cent)) && per_cent == highest;
+            let told = self.told.entry(counted(standing)).or_default();
+            new |= told.insert(cause(per_cent)) && per_cent == highest;
         }
         new.then(|| Alert {
             kind: AlertKind::Budget,
@@ -289,18 +304,17 @@ impl Watch {
         if limit_nusd == 0 || limit_nusd == u64::MAX {
             return None;
         }
-        let window = (standing.counter.to_string(), standing.window.start_ms);
-        self.used
-            .retain(|(_, start), _| *start + 40 * 24 * 60 * MINUTE_MS > ms(minute));
-        let seen = self.used.entry(window).or_default();
+        let seen = self.used.entry(counted(standing)).or_default();
         seen.push_back((minute, standing.used));
-        while seen.front().is_some_and(|(at, _)| at + 60 < minute) {
+        // One that is older than an hour is kept, to be compared with.
+        while seen.get(1).is_some_and(|(at, _)| at + 60 <= minute) {
             seen.pop_front();
         }
         let before = |minutes: u64| {
             let then = seen.iter().rev().find(|(at, _)| at + minutes <= minute);
-            // A window that has just begun, or a server that has, has spent nothing before.
-            then.map(|(_, used)| standing.used.saturating_sub(*used))
+            // Of a window that has just begun, or a server that has, nothing older is known.
+            let (_, used) = then.or(seen.front())?;
+            Some(standing.used.saturating_sub(*used))
         };
         let left = standing.window.end_ms.saturating_sub(ms(minute)) / MINUTE_MS;
         let budget = Budget {
@@ -310,7 +324,8 @@ impl Watch {
         };
         let burn = budget.burn(before(60)?, before(5)?)?;
         let cause = format!("burn:{}:{}", standing.counter, standing.window.start_ms);
-        self.told.insert(cause.clone()).then(|| Alert {
+        let told = self.told.entry(counted(standing)).or_default();
+        told.insert(cause.clone()).then(|| Alert {
             kind: AlertKind::Burn,
             cause,
             quiet_ms: None,
@@ -327,36 +342,42 @@ impl Watch {
     }
 }
 
-/// The scopes whose rise one explains: its own, everything's, and that of whom most of it is by and where.
+fn counted(standing: &Standing) -> Counted {
+    (standing.counter.clone(), standing.window.start_ms)
+}
+
+fn kind_of(spike: &Spike) -> AlertKind {
+    match spike {
+        Spike::Rate { .. } => AlertKind::Spike,
+        Spike::Ramp { .. } => AlertKind::Ramp,
+    }
+}
+
+/// The scopes whose rise one explains: its own, and those of which at least half of what was spent lately is its.
 fn involved(scope: &Scope, minute: u64, minutes: &[Minute]) -> Vec<Scope> {
-    let mut sums: BTreeMap<Scope, u64> = BTreeMap::new();
+    let mut own: BTreeMap<Scope, u64> = BTreeMap::new();
+    let mut all: BTreeMap<Scope, u64> = BTreeMap::new();
     for spent in minutes.iter().filter(|spent| spent.minute + 15 >= minute) {
-        let counts = match scope {
-            Scope::Key(key) => spent.key == *key,
-            Scope::Target(target) => spent.target == *target,
-            Scope::All => true,
-        };
-        if counts {
-            for scope in [
-                Scope::Key(spent.key.clone()),
-                Scope::Target(spent.target.clone()),
-            ] {
-                *sums.entry(scope).or_default() += spent.nusd;
+        let scopes = [
+            Scope::Key(spent.key.clone()),
+            Scope::Target(spent.target.clone()),
+            Scope::All,
+        ];
+        let is_own = scopes.contains(scope);
+        for scope in scopes {
+            if is_own {
+                *own.entry(scope.clone()).or_default() += spent.nusd;
             }
+            *all.entry(scope).or_default() += spent.nusd;
         }
     }
-    let most = |of: fn(&Scope) -> bool| {
-        let of_kind = sums.iter().filter(move |(scope, _)| of(scope));
-        of_kind
-            .max_by_key(|(_, nusd)| **nusd)
-            .map(|(scope, _)| scope.clone())
-    };
-    let mut involved = vec![scope.clone(), Scope::All];
-    involved.extend(most(|scope| matches!(scope, Scope::Key(_))));
-    involved.extend(most(|scope| matches!(scope, Scope::Target(_))));
-    involved.sort();
-    involved.dedup();
-    involved
+    let whole = own.get(scope).copied().unwrap_or(0);
+    let explained = own.into_iter().filter(|(other, nusd)| {
+        let sum = all.get(other).copied().unwrap_or(0);
+        // Most of it is spent there, and it is most of what is spent there.
+        other == scope || (2 * nusd >= whole && 2 * nusd >= sum)
+    });
+    explained.map(|(scope, _)| scope).collect()
 }
 
 fn told(scope: &Scope, spike: &Spike, involved: &[Scope], calm: u64) -> Alert {
@@ -399,7 +420,7 @@ fn told(scope: &Scope, spike: &Spike, involved: &[Scope], calm: u64) -> Alert {
     };
     Alert {
         kind,
-        cause: scope.cause(),
+        cause: scope.cause(kind),
         quiet_ms: Some(ms(calm)),
         text: format!("spending of {} rose: {what}{most}", scope.name()),
     }
@@ -462,7 +483,7 @@ mod tests {
             let since = watch.since(minute);
             let known = |spent: &&Minute| (since..=minute).contains(&spent.minute);
             let known: Vec<Minute> = history.iter().filter(known).cloned().collect();
-            let found = watch.look(minute, &known, &[]);
+            let found = watch.spending(minute, &known);
             alerts.extend(found.into_iter().map(|alert| (minute, alert)));
         }
         alerts
@@ -503,6 +524,48 @@ mod tests {
     }
 
     #[test]
+    fn one_key_does_not_hide_what_many_others_do() {
+        let begin = 100 * DAY;
+        let mut history = Vec::new();
+        for minute in begin - 8 * DAY..begin + 90 {
+            history.push(spent(minute, "alice", "far", USD / 20));
+            history.push(spent(minute, "many", "near", USD / 20));
+            if minute >= begin + 30 {
+                history.push(spent(minute, "alice", "far", USD / 4));
+                for key in 0..20 {
+                    history.push(spent(minute, &format!("k{key}"), "near", USD / 50));
+                }
+            }
+        }
+        let mut watch = Watch::new(WatchConfig::default());
+        let alerts = live(&mut watch, &history, begin, begin + 90);
+        let spikes = alerts
+            .iter()
+            .filter(|(_, alert)| alert.kind == AlertKind::Spike);
+        let causes: Vec<&str> = spikes.map(|(_, alert)| &*alert.cause).collect();
+        assert!(causes.contains(&"spike:key:alice"), "{causes:?}");
+        let others = ["spike:target:near", "spike:all"];
+        assert!(
+            others.iter().any(|other| causes.contains(other)),
+            "{causes:?}"
+        );
+    }
+
+    #[test]
+    fn a_ramp_does_not_hide_the_spike_that_it_becomes() {
+        let begin = 100 * DAY;
+        let mut history = Vec::new();
+        for minute in begin - 8 * DAY..begin + 90 {
+            let rise = if minute >= begin + 30 { 4 } else { 1 };
+            history.push(spent(minute, "alice", "far", rise * USD / 10));
+        }
+        let mut watch = Watch::new(WatchConfig::default());
+        let alerts = live(&mut watch, &history, begin, begin + 90);
+        let kinds: Vec<AlertKind> = alerts.iter().map(|(_, alert)| alert.kind).collect();
+        assert_eq!(kinds, [AlertKind::Ramp, AlertKind::Spike], "{alerts:?}");
+    }
+
+    #[test]
     fn a_restart_tells_nothing_of_what_is_over() {
         let begin = 100 * DAY;
         let mut history: Vec<Minute> = (begin - 8 * DAY..begin)
@@ -529,7 +592,7 @@ mod tests {
     fn budgets_are_told_of_at_each_threshold_once() {
         let mut watch = Watch::new(WatchConfig::default());
         let mut look = |minute, used| {
-            let alerts = watch.look(minute, &[], &[standing(used, 100 * USD)]);
+            let alerts = watch.budgets(minute, &[standing(used, 100 * USD)]);
             let budgets = alerts.into_iter().filter(|a| a.kind == AlertKind::Budget);
             budgets.map(|alert| alert.cause).collect::<Vec<_>>()
         };
@@ -558,7 +621,7 @@ mod tests {
                 0..=60 => minute * USD / 100,
                 _ => 60 * USD / 100 + (minute - 60) * USD / 2,
             };
-            for alert in watch.look(minute, &[], &[standing(used, 50 * USD)]) {
+            for alert in watch.budgets(minute, &[standing(used, 50 * USD)]) {
                 alerts.push((minute, alert));
             }
         }

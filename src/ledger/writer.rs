@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::budget::{Amount, Book, Delta, Exceeded};
-use super::entry::{AttemptRow, Bill, EntryRow, now_ms};
-use super::store::{Counted, Group, Store, StoreError};
+use super::entry::{Attempt, AttemptRow, Bill, EntryRow, now_ms};
+use super::store::{Counted, DROPPED, Group, Store, StoreError};
 use super::usage::Settled;
 use super::watch::Alert;
 use super::window::{Period, Window};
@@ -108,8 +108,25 @@ impl Writer {
         let mut refresh = Instant::now() + REFRESH;
         let mut ended = Vec::new();
         while ended.is_empty() {
+            // What is due is done first: under load there is always somebody who asks.
+            let now = Instant::now();
+            if self.store.is_shared() && now >= refresh {
+                refresh = now + REFRESH;
+                self.refresh().await;
+            }
+            if self.store.is_shared() && now >= recovery {
+                recovery = now + RECOVERY;
+                self.recover().await;
+            }
+            if now >= pruning {
+                let more = self.prune().await;
+                pruning = now + if more { AGAIN } else { PRUNING };
+            }
+            let mut due = pruning.min(again.unwrap_or(pruning));
+            if self.store.is_shared() {
+                due = due.min(refresh).min(recovery);
+            }
             let mut group = Vec::new();
-            let retry = again.unwrap_or_else(|| Instant::now() + PRUNING);
             tokio::select! {
                 biased;
                 taken = self.commands.recv_many(&mut group, GROUP) => {
@@ -118,21 +135,10 @@ impl Writer {
                     }
                     self.waiting.fetch_sub(taken, Ordering::Relaxed);
                 }
-                () = sleep_until(retry), if again.is_some() => {}
-                () = sleep_until(refresh), if self.store.is_shared() => {
-                    refresh = Instant::now() + REFRESH;
-                    self.refresh().await;
-                    continue;
-                }
-                () = sleep_until(recovery), if self.store.is_shared() => {
-                    recovery = Instant::now() + RECOVERY;
-                    self.recover().await;
-                    continue;
-                }
-                () = sleep_until(pruning) => {
-                    pruning = Instant::now() + PRUNING;
-                    self.prune().await;
-                    continue;
+                () = sleep_until(due) => {
+                    if again.is_none_or(|again| Instant::now() < again) {
+                        continue;
+                    }
                 }
             }
             let ends = |command: Command| match command {
@@ -211,11 +217,35 @@ impl Writer {
     /// it holds for nobody is given back.
     async fn settle_doubts(&mut self, work: &mut VecDeque<Command>) -> Result<(), StoreError> {
         self.void_orphans(work).await?;
-        let settled = self.store.settled().await?;
-        work.retain(
-            |command| !matches!(command, Command::Settle(row) if settled.contains(&row.id)),
-        );
-        self.held.retain(|id| !settled.contains(id));
+        let ids: Vec<i64> = work.iter().filter_map(row_of).collect();
+        let states = self.store.states(&ids).await?;
+        let shared = self.store.is_shared();
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = &mut self.held;
+        work.retain(|command| {
+            let state = row_of(command).and_then(|id| states.get(&id));
+            // On a shared ledger the counters hold what was written; a book of its own was taken back.
+            match (command, state) {
+                (Command::Settle(row), Some(true)) => {
+                    if !shared {
+                        settle(&mut book, row);
+                    }
+                    held.remove(&row.id);
+                    false
+                }
+                (Command::Reserve { row, reply: None }, Some(settled)) => {
+                    if !shared {
+                        let Attempt { spender, worst, .. } = &row.attempt;
+                        let _ = book.reserve(spender, *worst, row.reserved_ms);
+                    }
+                    if !settled {
+                        held.insert(row.id);
+                    }
+                    false
+                }
+                _ => true,
+            }
+        });
         Ok(())
     }
 
@@ -381,10 +411,7 @@ impl Writer {
 
     /// Settles at nothing what a failed commit has written after all, and nobody was told of.
     async fn void_orphans(&mut self, work: &VecDeque<Command>) -> Result<(), StoreError> {
-        let waits = work.iter().filter_map(|command| match command {
-            Command::Reserve { row, reply: None } | Command::Settle(row) => Some(row.id),
-            _ => None,
-        });
+        let waits = work.iter().filter_map(row_of);
         let held: HashSet<i64> = self.held.iter().copied().chain(waits).collect();
         for orphan in self.store.orphans(&held).await? {
             let mut deltas: Vec<Delta> = Vec::new();
@@ -445,8 +472,9 @@ impl Writer {
         }
     }
 
-    /// Drops what is too old, and the oldest where there is too much; never what a budget still counts.
-    async fn prune(&mut self) {
+    /// Drops what is too old, and the oldest where there is too much; never what a budget still counts. True where
+    /// there is more of it.
+    async fn prune(&mut self) -> bool {
         let now = now_ms();
         let needed = Window::of(Period::Month, self.book().zone(), now).start_ms;
         let keep = i64::try_from(self.bounds.keep.as_millis()).unwrap_or(i64::MAX);
@@ -465,10 +493,24 @@ impl Writer {
             self.store.prune(before.min(needed)).await
         };
         match dropped.await {
-            Ok(0) => {}
-            Ok(rows) => tracing::info!(rows, "old rows of the ledger are dropped"),
-            Err(problem) => tracing::warn!(%problem, "the ledger's old rows stay"),
+            Ok(0) => false,
+            Ok(rows) => {
+                tracing::info!(rows, "old rows of the ledger are dropped");
+                rows >= DROPPED
+            }
+            Err(problem) => {
+                tracing::warn!(%problem, "the ledger's old rows stay");
+                false
+            }
         }
+    }
+}
+
+/// The attempt that a command is about, where nobody waits for an answer.
+fn row_of(command: &Command) -> Option<i64> {
+    match command {
+        Command::Reserve { row, reply: None } | Command::Settle(row) => Some(row.id),
+        _ => None,
     }
 }
 

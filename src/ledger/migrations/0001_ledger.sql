@@ -71,6 +71,7 @@ CREATE TABLE attempts (
 );
 CREATE INDEX attempts_by_time ON attempts (reserved_ms);
 CREATE INDEX attempts_by_entry ON attempts (entry);
+CREATE INDEX attempts_open ON attempts (id) WHERE settled_ms IS NULL;
 
 -- What is spent and held of each budget in each window: the sum of `attempts`, kept so that servers who share
 -- a ledger need not add it up for each request.

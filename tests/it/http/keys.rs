@@ -127,7 +127,7 @@ fn a_key_is_made_used_listed_and_revoked() {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    assert_eq!(rows[1], ["alice", "alice", "-", "-", "-", "never"]);
+    assert_eq!(rows[1], ["alice", "alice", "-", "-", "-", "-", "never"]);
     assert_eq!(
         rows[2],
         [
@@ -136,6 +136,7 @@ fn a_key_is_made_used_listed_and_revoked() {
             "600",
             "600",
             "3",
+            "-",
             "2999-01-31T00:00:00+00:00"
         ]
     );

@@ -92,8 +92,10 @@ fn a_target_in_trouble_is_told_of() {
     let setup = told(&upstream, &hook);
     let server = setup.serve();
     assert_ne!(server.post(CHAT, &chat("Hello")).status, 200);
-    let alert = hook.await_request(0).json();
-    assert_eq!(alert["kind"], "target", "{alert}");
+    let alert = eventually("the target's trouble is told", || {
+        let mut alerts = alerts(&hook).into_iter();
+        alerts.find(|alert| alert["kind"] == "target")
+    });
     assert_eq!(alert["cause"], "target:far:auth_failed", "{alert}");
     assert!(
         alert["text"].as_str().expect("words").contains("renew it"),
