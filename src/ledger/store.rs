@@ -21,8 +21,12 @@ use super::usage::Settled;
 use super::watch::Alert;
 use crate::telemetry::Secret;
 
-/// Rows of one statement; several sizes, so that few statements are prepared.
-const CHUNKS: [usize; 4] = [64, 16, 4, 1];
+/// Rows of one statement, at most and in all sizes up to the second: a statement costs more than its rows, since each
+/// wakes another thread and waits for it, and so many stay prepared.
+const MOST_ROWS: usize = 64;
+const ROWS: usize = 24;
+/// Groups in a row that need not be durable, before commits stop to wait for the disk: changing that is a statement.
+const CALM_GROUPS: u32 = 8;
 /// Ids of one process: 2^40 rows.
 const PROCESS_BITS: u32 = 40;
 
@@ -103,6 +107,8 @@ pub(super) struct Store {
     _lock: Option<File>,
     /// Whether a commit waits for the disk now.
     syncs: bool,
+    /// Groups in a row that did not have to.
+    calm: u32,
 }
 
 impl Store {
@@ -118,6 +124,7 @@ impl Store {
             process: 0,
             _lock: lock,
             syncs: true,
+            calm: 0,
         };
         let mut connection = connect(&store.place, "rwc").await?;
         let failed = |e: &dyn std::error::Error| StoreError::at(&store.place, e);
@@ -175,16 +182,22 @@ impl Store {
     pub(super) async fn commit(&mut self, group: &Group, durable: bool) -> Result<(), StoreError> {
         self.live().await?;
         let shared = self.is_shared();
+        self.calm = if durable {
+            0
+        } else {
+            self.calm.saturating_add(1)
+        };
+        let sync = durable || self.calm < CALM_GROUPS && self.syncs;
         let syncs = &mut self.syncs;
         let connection = self.connection.as_mut();
         let written = async {
             let connection = connection.ok_or_else(gone)?;
-            if !shared && *syncs != durable {
-                let level = if durable { "FULL" } else { "NORMAL" };
+            if !shared && *syncs != sync {
+                let level = if sync { "FULL" } else { "NORMAL" };
                 sqlx::raw_sql(AssertSqlSafe(format!("PRAGMA synchronous={level}")))
                     .execute(&mut *connection)
                     .await?;
-                *syncs = durable;
+                *syncs = sync;
             }
             let single = !shared && group.statements() <= 1;
             if !shared && !single {
@@ -863,7 +876,11 @@ async fn write_deltas(connection: &mut AnyConnection, deltas: &[Delta]) -> Resul
 /// Sizes of the statements that write so many rows.
 fn chunks(mut rows: usize) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
-        let size = CHUNKS.into_iter().find(|size| *size <= rows)?;
+        let size = match rows {
+            0 => return None,
+            rows if rows >= MOST_ROWS => MOST_ROWS,
+            rows => rows.min(ROWS),
+        };
         rows -= size;
         Some(size)
     })

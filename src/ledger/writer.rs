@@ -346,7 +346,10 @@ impl Writer {
                 }
                 Command::Settle(row) => {
                     weighed.group.deltas.extend(settle(&mut book, &row));
-                    weighed.durable = true;
+                    // What cost nothing is soon enough on the disk with the next that did.
+                    let bill = row.settled.as_ref().map(|(_, bill)| bill);
+                    weighed.durable |=
+                        bill.is_some_and(|bill| bill.amount.nusd > 0) || row.attempt.worst.nusd > 0;
                     // Free ones may be held and settled in one breath.
                     match attempts.get(&row.id) {
                         Some(&place) => weighed.group.attempts[place] = AttemptRow::clone(&row),
