@@ -174,6 +174,8 @@ pub struct Capacity {
 const MOST: usize = 1 << 40;
 /// Every waiting request has a place of its own in the engine's queue.
 const MOST_REQUESTS: usize = 1 << 16;
+/// Jobs in that queue whose callers have left, and have given their places to others, until the engine's next step.
+const ABANDONED_JOBS: usize = 1024;
 const MOST_THREADS: usize = 1024;
 /// Tokens of prompt and answer where only upstreams bound them.
 const REMOTE_CONTEXT: usize = 1 << 20;
@@ -510,7 +512,7 @@ impl Settings {
             engine: engine::Config {
                 max_batched_tokens: self.max_batch_prefill_tokens,
                 max_running: max_running.min(self.max_batch_prefill_tokens),
-                max_queued: self.max_concurrent_requests,
+                max_queued: self.max_concurrent_requests.saturating_add(ABANDONED_JOBS),
                 num_blocks,
             },
             dispatch: dispatch::Config {

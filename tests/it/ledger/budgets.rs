@@ -1,25 +1,16 @@
 //! Budgets under a crowd, and what becomes of those for whom they do not suffice.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::{CHAT, READ, WRITTEN, away, block_on, chats, paid, paid_with, rows, settled, url};
 use crate::hybrid::chat;
+use crate::support::crowd::Gate;
+use crate::support::eventually;
 use crate::support::upstream::{Reply, Request, Upstream};
-use crate::support::{eventually, pause};
 
-/// Answers, whole or streamed, once the gate is open.
-pub fn gated(open: &Arc<AtomicBool>) -> impl Fn(&Request) -> Reply + Send + Sync + use<> {
-    let open = Arc::clone(open);
-    move |request| {
-        while !open.load(Ordering::SeqCst) {
-            pause(Duration::from_millis(2));
-        }
-        Reply::chat_for(request, &["One", " two"]).provider("lab")
-    }
+/// Answers, whole or streamed.
+pub fn answering(request: &Request) -> Reply {
+    Reply::chat_for(request, &["One", " two"]).provider("lab")
 }
 
 /// What [`chat`] is counted at in the worst case, in nano-USD.
@@ -37,8 +28,8 @@ pub fn worst_case() -> u64 {
 fn a_crowd_never_spends_more_than_there_is() {
     const CROWD: usize = 256;
     let worst = worst_case();
-    let open = Arc::new(AtomicBool::new(false));
-    let upstream = Upstream::start(gated(&open));
+    let gate = Gate::default();
+    let upstream = Upstream::start(gate.before(answering));
     let day = format!("0.{:09}", 10 * worst + worst - 1);
     // As many at once as want to, so that nothing but money holds them back.
     let setup = away(paid_with(
@@ -48,20 +39,7 @@ fn a_crowd_never_spends_more_than_there_is() {
     ))
     .add("[remote.adaptive]\nstart = 256\nmax = 256\n");
     let server = setup.serve();
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let asks: Vec<_> = (0..CROWD)
-            .map(|_| scope.spawn(|| server.post(CHAT, &chat("How many?")).status))
-            .collect();
-        let refused = "SELECT COUNT(*) FROM attempts WHERE settled_ms IS NULL";
-        eventually("all the money is held", || {
-            (rows(&url(&setup), refused, 1)[0][0] == 10).then_some(())
-        });
-        pause(Duration::from_millis(500));
-        open.store(true, Ordering::SeqCst);
-        asks.into_iter()
-            .map(|ask| ask.join().expect("an answer"))
-            .collect()
-    });
+    let statuses = gate.crowd(CROWD, |_| server.post(CHAT, &chat("How many?")).status);
     let count = |status| statuses.iter().filter(|s| **s == status).count();
     assert_eq!((count(200), count(402)), (10, CROWD - 10), "{statuses:?}");
     assert_eq!(chats(&upstream), 10);

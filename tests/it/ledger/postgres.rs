@@ -3,17 +3,17 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use super::budgets::{gated, worst_case};
+use super::budgets::{answering, worst_case};
 use super::kills::{Biller, Dice, ask};
 use super::{CHAT, away, chats, paid_with, rows};
 use crate::hybrid::{Setup, chat};
+use crate::support::crowd::Gate;
 use crate::support::upstream::Upstream;
 use crate::support::{eventually, pause};
 
@@ -150,27 +150,14 @@ fn two_servers_on_one_postgres_never_spend_more_than_there_is() {
     const CROWD: usize = 256;
     let worst = worst_case();
     let postgres = Postgres::start();
-    let open = Arc::new(AtomicBool::new(false));
-    let upstream = Upstream::start(gated(&open));
+    let gate = Gate::default();
+    let upstream = Upstream::start(gate.before(answering));
     let day = format!("0.{:09}", 10 * worst);
     let setups = [(); 2].map(|()| sharing(&postgres, &upstream, &day));
     let servers = setups.each_ref().map(Setup::serve);
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let asks: Vec<_> = (0..CROWD)
-            .map(|i| {
-                let server = &servers[i % 2];
-                scope.spawn(move || server.post(CHAT, &chat("How many?")).status)
-            })
-            .collect();
-        let held = "SELECT COUNT(*) FROM attempts WHERE settled_ms IS NULL";
-        eventually("all the money is held", || {
-            (rows(&postgres.url(), held, 1)[0][0] == 10).then_some(())
-        });
-        pause(Duration::from_millis(1_000));
-        open.store(true, Ordering::SeqCst);
-        asks.into_iter()
-            .map(|ask| ask.join().expect("an answer"))
-            .collect()
+    let statuses = gate.crowd(CROWD, |caller| {
+        let server = &servers[caller % 2];
+        server.post(CHAT, &chat("How many?")).status
     });
     let count = |status| statuses.iter().filter(|s| **s == status).count();
     assert_eq!(chats(&upstream), 10);

@@ -2,6 +2,7 @@
 //! an upstream that does as it is told.
 
 pub mod chat;
+pub mod crowd;
 pub mod engine;
 pub mod golden;
 pub mod hub;

@@ -3,6 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use super::{MARKER, MODEL, Setup, assert_untouched, departures, willing};
+use crate::support::crowd::Gate;
 use crate::support::upstream::Upstream;
 
 fn paid(upstream: &Upstream, day: &str, price: &str) -> Setup {
@@ -68,17 +69,13 @@ fn a_days_money_covers_so_many_worst_cases_and_none_more_however_many_come_at_on
     assert!(worst > 16 * 2500, "{worst}");
     drop(server);
     for (money, covered) in [(worst - 1, 0), (worst, 1), (4 * worst - 1, 3)] {
-        let upstream = Upstream::start(willing);
+        let gate = Gate::default();
+        let upstream = Upstream::start(gate.before(willing));
         let day = format!("max_usd_per_day = 0.{money:09}");
         let setup = paid(&upstream, &day, PRICE);
         let server = setup.serve();
-        let statuses: Vec<u16> = std::thread::scope(|scope| {
-            let one = || server.post("/v1/chat/completions", &question()).status;
-            let all: Vec<_> = (0..12).map(|_| scope.spawn(one)).collect();
-            all.into_iter()
-                .map(|one| one.join().expect("an answer"))
-                .collect()
-        });
+        let ask = |_| server.post("/v1/chat/completions", &question()).status;
+        let statuses = gate.crowd(12, ask);
         let answered = statuses.iter().filter(|&&status| status == 200).count();
         assert_eq!(answered, covered, "{money} of {worst}: {statuses:?}");
         assert!(
