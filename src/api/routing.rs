@@ -12,6 +12,7 @@ use super::Api;
 use super::error::ApiError;
 use super::keys::Caller;
 use crate::generation::{Error, Policy, RouteAsk, RouteNote, RouteNotes, RouteSlot, Side};
+use crate::ledger::{nano_usd, usd};
 use crate::wire::upstreams::RouteDetails;
 
 /// A call's wishes about routing, and where it is noted what became of them.
@@ -179,10 +180,11 @@ fn ask(api: &Api, headers: &HeaderMap) -> Result<RouteAsk, Error> {
         text.parse::<Policy>()
             .map_err(|e| Error::invalid(format!("`x-route-policy` {e}")))
     });
-    let cost = text(headers, "x-route-max-cost-usd")?.map(|text| {
-        nano_usd(text).ok_or_else(|| {
-            Error::invalid("`x-route-max-cost-usd` must be an amount of USD such as 0.02")
-        })
+    let cost = text(headers, "x-route-max-cost-usd")?.map(|text| match nano_usd(text) {
+        Some((nano, false)) => Ok(nano),
+        _ => Err(Error::invalid(
+            "`x-route-max-cost-usd` must be an amount of USD such as 0.02",
+        )),
     });
     let strict = text(headers, "x-route-strict")?.map(|text| match text {
         "true" | "1" => Ok(true),
@@ -231,32 +233,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Error
         .to_str()
         .map_err(|_| Error::invalid(format!("`{name}` must be plain ASCII text")))?;
     Ok(Some(text.trim()))
-}
-
-/// An amount of USD with up to nine decimals, in nano-USD.
-fn nano_usd(text: &str) -> Option<u64> {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if !digits(whole)
-        || !digits(decimals)
-        || decimals.len() > 9
-        || whole.len() + decimals.len() == 0
-    {
-        return None;
-    }
-    let whole: u64 = if whole.is_empty() {
-        0
-    } else {
-        whole.parse().ok()?
-    };
-    let nano: u64 = format!("{decimals:0<9}").parse().ok()?;
-    whole.checked_mul(1_000_000_000)?.checked_add(nano)
-}
-
-/// An amount of nano-USD as USD, without zeros at the end.
-pub(super) fn usd(nano: u64) -> String {
-    let text = format!("{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// What became of a call; requests of one call that went different ways are listed in their order.
@@ -327,33 +303,6 @@ pub(super) fn closing_comment(notes: &RouteNotes) -> String {
 mod tests {
     use super::*;
     use crate::generation::Reason;
-
-    #[test]
-    fn amounts_are_read_and_written_exactly() {
-        for (text, nano) in [
-            ("0.02", 20_000_000),
-            ("1", 1_000_000_000),
-            (".5", 500_000_000),
-            ("0.000000001", 1),
-            ("12.345678901", 12_345_678_901),
-        ] {
-            assert_eq!(nano_usd(text), Some(nano), "{text}");
-            assert_eq!(nano_usd(&usd(nano)), Some(nano));
-        }
-        for text in [
-            "",
-            ".",
-            "-1",
-            "1e3",
-            "0.0000000001",
-            "NaN",
-            "99999999999999999999",
-        ] {
-            assert_eq!(nano_usd(text), None, "{text}");
-        }
-        assert_eq!(usd(0), "0");
-        assert_eq!(usd(20_000_000), "0.02");
-    }
 
     #[test]
     fn requests_that_went_different_ways_are_told_apart() {

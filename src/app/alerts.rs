@@ -211,27 +211,14 @@ impl Hook {
             path = format!("{path}?{query}");
         }
         let upstream = UpstreamConfig {
-            name: WEBHOOK.into(),
-            kind: UpstreamKind::OpenAiCompat,
-            base_url: url.origin().ascii_serialization(),
-            engine: None,
-            token_env: None,
-            token: None,
-            disabled: None,
-            bill_to: None,
             billing: Billing::Own,
-            provider: None,
-            chat_path: None,
-            control: None,
-            scales_to_zero: false,
-            max_nusd_per_day: Some(0),
-            max_concurrency: None,
-            rpm: None,
-            tpm: None,
             allow_plaintext: url.scheme() == "http",
             allow_private: hook.allow_private,
-            ca_file: None,
-            proxy: None,
+            ..UpstreamConfig::new(
+                WEBHOOK,
+                UpstreamKind::OpenAiCompat,
+                url.origin().ascii_serialization(),
+            )
         };
         let config = remote.config();
         let client = Client::new(&upstream, &config.clocks, &config.limits);

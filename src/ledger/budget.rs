@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use chrono_tz::Tz;
 
-use super::window::{Period, Window};
+use super::money::usd;
+use super::window::{Period, Window, Windows};
 
 /// Counters that are told apart; those of further names are counted together.
 const MOST_COUNTERS: usize = 65_536;
@@ -208,12 +209,6 @@ impl fmt::Display for Exceeded {
     }
 }
 
-/// An amount of nano-USD as USD, without zeros at the end.
-pub fn usd(nano: u64) -> String {
-    let text = format!("{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
 /// How a budget stands in its window of now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -250,6 +245,7 @@ pub(super) struct Book {
     used: HashMap<(CounterKey, i64), u64>,
     /// The names of counters, which are made once.
     names: HashMap<(usize, Option<Arc<str>>), CounterKey>,
+    windows: Windows,
     /// The latest moment that was ever seen: a clock that is set back begins no window anew.
     now_ms: i64,
 }
@@ -262,6 +258,7 @@ impl Book {
             zone,
             used: HashMap::new(),
             names: HashMap::new(),
+            windows: Windows::default(),
             now_ms: 0,
         }
     }
@@ -530,7 +527,7 @@ impl Book {
             if !budget.scope.holds(spender) {
                 continue;
             }
-            let window = Window::of(budget.period, self.zone, at_ms);
+            let window = self.windows.of(budget.period, self.zone, at_ms);
             let whose = budget.each.map(|each| each.of(spender));
             // Whoever the upstream will choose is not known yet, and charged when it is.
             if whose == Some(None) {

@@ -7,6 +7,7 @@
 mod budget;
 mod entry;
 mod handle;
+mod money;
 mod spike;
 mod store;
 mod usage;
@@ -14,11 +15,10 @@ mod watch;
 mod window;
 mod writer;
 
-pub use budget::{
-    Amount, Budget, Each, Exceeded, Left, Limit, OnExceed, Scope, Spender, Standing, usd,
-};
+pub use budget::{Amount, Budget, Each, Exceeded, Left, Limit, OnExceed, Scope, Spender, Standing};
 pub use entry::{ANONYMOUS, Attempt, Bill, Closing, Who, now_ms};
 pub use handle::{Config, Held, Ledger, Tab};
+pub use money::{nano_usd, usd};
 pub use spike::SpikeConfig;
 pub use store::{Place, StoreError};
 pub use usage::{Dimension, Line, Minute, Query, Reader, Report, Settled};

@@ -126,27 +126,27 @@ impl Store {
             syncs: true,
             calm: 0,
         };
+        let shared = store.is_shared();
         let mut connection = connect(&store.place, "rwc").await?;
-        let failed = |e: &dyn std::error::Error| StoreError::at(&store.place, e);
-        let migrator = sqlx::migrate!("src/ledger/migrations");
-        migrator
-            .run(&mut connection)
-            .await
-            .map_err(|e| failed(&e))?;
-        let process = register(&mut connection, store.is_shared()).await;
-        store.process = process.map_err(|e| failed(&e))?;
-        let recovered = recover(&mut connection, store.is_shared(), store.process).await;
-        let recovered = recovered.map_err(|e| failed(&e))?;
+        // As long as a large ledger takes.
+        let opened = async {
+            sqlx::migrate!("src/ledger/migrations")
+                .run(&mut connection)
+                .await?;
+            store.process = register(&mut connection, shared).await?;
+            let recovered = recover(&mut connection, shared, store.process).await?;
+            fill(&mut connection, shared, book).await?;
+            bound(&mut connection, shared).await?;
+            Ok(recovered)
+        };
+        let opened: Result<u64, sqlx::Error> = opened.await;
+        let recovered = opened.map_err(|e| StoreError::at(&store.place, e))?;
         if recovered > 0 {
             tracing::warn!(
                 recovered,
                 "a server ended without settling what it had sent: it is counted at its upper bound"
             );
         }
-        let filled = fill(&mut connection, store.is_shared(), book).await;
-        filled.map_err(|e| failed(&e))?;
-        let bounded = bound(&mut connection, store.is_shared()).await;
-        bounded.map_err(|e| failed(&e))?;
         store.connection = Some(connection);
         Ok(store)
     }
@@ -165,82 +165,75 @@ impl Store {
     ///
     /// Returns what all of them have spent since the moment `oldest_ms`, by counter and window.
     pub(super) async fn begin(&mut self, oldest_ms: i64) -> Result<Vec<Counted>, StoreError> {
-        self.live().await?;
-        let connection = self.connection.as_mut();
-        let begun = async {
-            let connection = connection.ok_or_else(gone)?;
+        self.run(async |connection| {
             begin(connection, true).await?;
             read_counters(connection, oldest_ms).await
-        };
-        let begun = in_time(begun).await;
-        begun.map_err(|e| self.broken(&e))
+        })
+        .await
     }
 
     /// Writes a group; it is durable when this returns, if `durable` says so, and else soon.
     ///
     /// Errors: none of it is written.
     pub(super) async fn commit(&mut self, group: &Group, durable: bool) -> Result<(), StoreError> {
-        self.live().await?;
         let shared = self.is_shared();
         self.calm = if durable {
             0
         } else {
             self.calm.saturating_add(1)
         };
-        let sync = durable || self.calm < CALM_GROUPS && self.syncs;
-        let syncs = &mut self.syncs;
-        let connection = self.connection.as_mut();
-        let written = async {
-            let connection = connection.ok_or_else(gone)?;
-            if !shared && *syncs != sync {
-                let level = if sync { "FULL" } else { "NORMAL" };
-                sqlx::raw_sql(AssertSqlSafe(format!("PRAGMA synchronous={level}")))
-                    .execute(&mut *connection)
-                    .await?;
-                *syncs = sync;
-            }
-            let single = !shared && group.statements() <= 1;
+        self.sync(durable || self.calm < CALM_GROUPS && self.syncs)
+            .await?;
+        let single = !shared && group.statements() <= 1;
+        self.run(async |connection| {
             if !shared && !single {
-                sqlx::raw_sql("BEGIN IMMEDIATE")
-                    .execute(&mut *connection)
-                    .await?;
+                begin(connection, false).await?;
             }
-            write_attempts(connection, &group.attempts).await?;
-            write_entries(connection, &group.entries).await?;
+            ATTEMPTS
+                .write(connection, &group.attempts, bind_attempt)
+                .await?;
+            ENTRIES
+                .write(connection, &group.entries, bind_entry)
+                .await?;
             if shared {
                 write_deltas(connection, &group.deltas).await?;
             }
-            if !single {
-                sqlx::raw_sql("COMMIT").execute(&mut *connection).await?;
+            match single {
+                true => Ok(()),
+                false => commit(connection).await,
             }
-            Ok(())
-        };
-        let written: Result<(), sqlx::Error> = in_time(written).await;
-        match written {
-            Ok(()) => Ok(()),
-            Err(problem) => {
-                self.roll_back().await;
-                Err(self.broken(&problem))
-            }
+        })
+        .await
+    }
+
+    /// Says whether a file's commits wait for the disk from now on.
+    async fn sync(&mut self, syncs: bool) -> Result<(), StoreError> {
+        if self.is_shared() || self.syncs == syncs {
+            return Ok(());
         }
+        let statement = match syncs {
+            true => "PRAGMA synchronous=FULL",
+            false => "PRAGMA synchronous=NORMAL",
+        };
+        self.run(async |connection| {
+            sqlx::raw_sql(statement).execute(connection).await?;
+            Ok(())
+        })
+        .await?;
+        self.syncs = syncs;
+        Ok(())
     }
 
     /// What all servers have spent since a moment, by counter and window, without keeping anybody from spending.
     pub(super) async fn counters(&mut self, oldest_ms: i64) -> Result<Vec<Counted>, StoreError> {
-        self.live().await?;
-        let connection = self.connection.as_mut();
-        let read = async { read_counters(connection.ok_or_else(gone)?, oldest_ms).await };
-        let read = in_time(read).await;
-        read.map_err(|e| self.broken(&e))
+        self.run(async |connection| read_counters(connection, oldest_ms).await)
+            .await
     }
 
     /// Which of these attempts are written, and whether they are settled; what another server has settled for this
     /// one counts as open.
     pub(super) async fn states(&mut self, ids: &[i64]) -> Result<HashMap<i64, bool>, StoreError> {
-        self.live().await?;
-        let connection = self.connection.as_mut();
-        let read = async {
-            let connection = connection.ok_or_else(gone)?;
+        self.run(async |connection| {
             let mut states = HashMap::new();
             for id in ids {
                 let row = sqlx::query("SELECT settled_ms, basis FROM attempts WHERE id = $1")
@@ -254,18 +247,14 @@ impl Store {
                 }
             }
             Ok(states)
-        };
-        let read: Result<_, sqlx::Error> = in_time(read).await;
-        read.map_err(|e| self.broken(&e))
+        })
+        .await
     }
 
     /// Notes that something is told; false where it was told before and is to be quiet about.
     pub(super) async fn claim(&mut self, alert: &Alert) -> Result<bool, StoreError> {
-        self.live().await?;
         let shared = self.is_shared();
-        let connection = self.connection.as_mut();
-        let claimed = async {
-            let connection = connection.ok_or_else(gone)?;
+        self.run(async |connection| {
             begin(connection, shared).await?;
             let last: Option<i64> = sqlx::query_scalar("SELECT at_ms FROM alerts WHERE cause = $1")
                 .bind(alert.cause.clone())
@@ -288,17 +277,10 @@ impl Store {
                 .execute(&mut *connection)
                 .await?;
             }
-            sqlx::raw_sql("COMMIT").execute(connection).await?;
+            commit(connection).await?;
             Ok(!quiet)
-        };
-        let claimed: Result<bool, sqlx::Error> = in_time(claimed).await;
-        match claimed {
-            Ok(new) => Ok(new),
-            Err(problem) => {
-                self.roll_back().await;
-                Err(self.broken(&problem))
-            }
-        }
+        })
+        .await
     }
 
     /// Gives up what was begun.
@@ -315,16 +297,12 @@ impl Store {
 
     /// Attempts of this process that stand open although nobody holds them: a commit whose answer was lost.
     pub(super) async fn orphans(&mut self, held: &HashSet<i64>) -> Result<Vec<Orphan>, StoreError> {
-        self.live().await?;
         let (range, shared) = (self.first_id(), self.is_shared());
-        let connection = self.connection.as_mut();
-        let found = async {
-            let connection = connection.ok_or_else(gone)?;
+        self.run(async |connection| {
             if !shared {
                 // A commit that nobody waits for any more is made first.
-                sqlx::raw_sql("BEGIN IMMEDIATE; COMMIT")
-                    .execute(&mut *connection)
-                    .await?;
+                begin(connection, false).await?;
+                commit(connection).await?;
             }
             let rows = sqlx::query(
                 "SELECT key_name, tenant, model, provider, upstream, worst_nusd, worst_tokens, id, reserved_ms \
@@ -334,31 +312,29 @@ impl Store {
             .bind(range + (1 << PROCESS_BITS))
             .fetch_all(connection)
             .await?;
-            let orphan = |row: AnyRow| {
+            let mut orphans = Vec::new();
+            for row in rows {
+                let id = row.try_get(7)?;
+                if held.contains(&id) {
+                    continue;
+                }
                 let (spender, worst) = spent(&row)?;
-                Ok(Orphan {
-                    id: row.try_get(7)?,
+                orphans.push(Orphan {
+                    id,
                     reserved_ms: row.try_get(8)?,
                     spender,
                     worst,
-                })
-            };
-            rows.into_iter()
-                .map(orphan)
-                .collect::<Result<Vec<_>, sqlx::Error>>()
-        };
-        let found = in_time(found).await;
-        let mut orphans = found.map_err(|e| self.broken(&e))?;
-        orphans.retain(|orphan| !held.contains(&orphan.id));
-        Ok(orphans)
+                });
+            }
+            Ok(orphans)
+        })
+        .await
     }
 
     /// Settles an orphan at nothing, inside of what [`Self::begin`] has begun on a shared ledger.
     pub(super) async fn void(&mut self, id: i64, deltas: &[Delta]) -> Result<(), StoreError> {
         let shared = self.is_shared();
-        let connection = self.connection.as_mut();
-        let done = async {
-            let connection = connection.ok_or_else(gone)?;
+        self.run(async |connection| {
             sqlx::query(
                 "UPDATE attempts SET settled_ms = $1, cost_nusd = 0, tokens = 0, basis = 'void', \
                  outcome = 'not_sent' WHERE id = $2",
@@ -369,12 +345,11 @@ impl Store {
             .await?;
             if shared {
                 write_deltas(connection, deltas).await?;
-                sqlx::raw_sql("COMMIT").execute(connection).await?;
+                commit(connection).await?;
             }
             Ok(())
-        };
-        let done = in_time(done).await;
-        done.map_err(|e: sqlx::Error| self.broken(&e))
+        })
+        .await
     }
 
     /// Changes what attempts came to, inside of what [`Self::begin`] has begun on a shared ledger.
@@ -385,11 +360,8 @@ impl Store {
         rows: &[(Settled, u64)],
         deltas: &[Delta],
     ) -> Result<(), StoreError> {
-        self.live().await?;
         let shared = self.is_shared();
-        let connection = self.connection.as_mut();
-        let done = async {
-            let connection = connection.ok_or_else(gone)?;
+        self.run(async |connection| {
             if !shared {
                 begin(connection, false).await?;
             }
@@ -405,36 +377,21 @@ impl Store {
             if shared {
                 write_deltas(connection, deltas).await?;
             }
-            sqlx::raw_sql("COMMIT").execute(connection).await?;
-            Ok(())
-        };
-        let done: Result<(), sqlx::Error> = in_time(done).await;
-        if let Err(problem) = done {
-            self.roll_back().await;
-            return Err(self.broken(&problem));
-        }
-        Ok(())
+            commit(connection).await
+        })
+        .await
     }
 
     /// Settles what other processes have left open that are gone; only a shared ledger has others.
     pub(super) async fn recover(&mut self) -> Result<u64, StoreError> {
-        self.live().await?;
         let (shared, own) = (self.is_shared(), self.process);
-        let connection = self.connection.as_mut();
-        let recovered = async {
-            let connection = connection.ok_or_else(gone)?;
-            recover(connection, shared, own).await
-        };
-        let recovered = in_time(recovered).await;
-        recovered.map_err(|e| self.broken(&e))
+        self.run(async |connection| recover(connection, shared, own).await)
+            .await
     }
 
     /// Drops rows that are older than this, and no budget's window needs.
     pub(super) async fn prune(&mut self, before_ms: i64) -> Result<u64, StoreError> {
-        self.live().await?;
-        let connection = self.connection.as_mut();
-        let pruned = async {
-            let connection = connection.ok_or_else(gone)?;
+        self.run(async |connection| {
             let mut rows = 0;
             for statement in [
                 "DELETE FROM attempts WHERE id IN (SELECT id FROM attempts \
@@ -451,60 +408,80 @@ impl Store {
                 rows += done.rows_affected();
             }
             Ok(rows)
-        };
-        let pruned = in_time(pruned).await;
-        pruned.map_err(|e: sqlx::Error| self.broken(&e))
+        })
+        .await
     }
 
     /// Bytes that the ledger takes on its disk, and the moment of its oldest entry.
     pub(super) async fn size(&mut self) -> Result<(u64, Option<i64>), StoreError> {
-        self.live().await?;
-        let shared = self.is_shared();
-        let connection = self.connection.as_mut();
-        let read = async {
-            let connection = connection.ok_or_else(gone)?;
-            let statement = match shared {
-                true => {
-                    "SELECT CAST(pg_total_relation_size('entries') + pg_total_relation_size('attempts') AS BIGINT)"
-                }
-                false => {
-                    "SELECT (p.page_count - f.freelist_count) * s.page_size FROM pragma_page_count() p, pragma_freelist_count() f, pragma_page_size() s"
-                }
-            };
+        let statement = match self.is_shared() {
+            true => {
+                "SELECT CAST(pg_total_relation_size('entries') + pg_total_relation_size('attempts') AS BIGINT)"
+            }
+            false => {
+                "SELECT (p.page_count - f.freelist_count) * s.page_size FROM pragma_page_count() p, pragma_freelist_count() f, pragma_page_size() s"
+            }
+        };
+        self.run(async |connection| {
             let bytes: i64 = sqlx::query_scalar(statement)
                 .fetch_one(&mut *connection)
                 .await?;
             let oldest: Option<i64> = sqlx::query_scalar("SELECT MIN(opened_ms) FROM entries")
-                .fetch_one(&mut *connection)
+                .fetch_one(connection)
                 .await?;
             Ok((u64::try_from(bytes).unwrap_or(0), oldest))
-        };
-        let read = in_time(read).await;
-        read.map_err(|e: sqlx::Error| self.broken(&e))
+        })
+        .await
     }
 
     /// Says that this process is done, so that nobody waits for it; what is open is counted at its worst case.
     pub(super) async fn close(mut self) -> Result<(), StoreError> {
-        self.live().await?;
-        let Some(mut connection) = self.connection.take() else {
+        let (shared, process) = (self.is_shared(), self.process);
+        self.run(async |connection| {
+            begin(connection, shared).await?;
+            settle_for(connection, process).await?;
+            commit(connection).await
+        })
+        .await?;
+        let Some(connection) = self.connection.take() else {
             return Ok(());
         };
-        let shared = self.is_shared();
-        let closed = async {
-            begin(&mut connection, shared).await?;
-            settle_for(&mut connection, self.process).await?;
-            sqlx::raw_sql("COMMIT").execute(&mut connection).await?;
-            connection.close().await
-        };
-        let closed = in_time(closed).await;
-        closed.map_err(|e: sqlx::Error| StoreError::at(&self.place, e))
+        let closed = in_time(connection.close()).await;
+        closed.map_err(|e| StoreError::at(&self.place, e))
     }
 
-    /// Connects anew where the connection was lost.
-    async fn live(&mut self) -> Result<(), StoreError> {
-        if self.connection.is_some() {
-            return Ok(());
+    /// Does a few statements on the connection, which is made anew where it was lost.
+    ///
+    /// Errors: what was begun is given up, and a connection that may be broken is not used again.
+    async fn run<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut AnyConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let connection = self.live().await?;
+        let problem = match in_time(work(connection)).await {
+            Ok(done) => return Ok(done),
+            Err(problem) => problem,
+        };
+        // A Postgres gives up what a lost connection had begun.
+        if !self.is_shared() {
+            self.roll_back().await;
         }
+        if self.is_shared() || !matches!(problem, sqlx::Error::Database(_)) {
+            self.connection = None;
+        }
+        Err(StoreError::at(&self.place, problem))
+    }
+
+    /// The connection, made anew where it was lost.
+    async fn live(&mut self) -> Result<&mut AnyConnection, StoreError> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect_again().await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    async fn connect_again(&mut self) -> Result<AnyConnection, StoreError> {
         let mut connection = connect(&self.place, "rwc").await?;
         if self.is_shared() {
             let claimed = async {
@@ -520,17 +497,7 @@ impl Store {
             claimed.map_err(|e| StoreError::at(&self.place, e))?;
         }
         self.syncs = true;
-        self.connection = Some(connection);
-        Ok(())
-    }
-
-    /// What went wrong; a connection that may be broken is not used again.
-    fn broken(&mut self, problem: &sqlx::Error) -> StoreError {
-        let of_statement = matches!(problem, sqlx::Error::Database(_));
-        if !of_statement || self.is_shared() {
-            self.connection = None;
-        }
-        StoreError::at(&self.place, problem)
+        Ok(connection)
     }
 }
 
@@ -635,10 +602,6 @@ async fn bound(connection: &mut AnyConnection, shared: bool) -> Result<(), sqlx:
     Ok(())
 }
 
-fn gone() -> sqlx::Error {
-    sqlx::Error::PoolClosed
-}
-
 /// The lock that servers sharing a ledger take turns by, until the end of a transaction.
 const LOCK: &str = "SELECT CAST(pg_advisory_xact_lock(hashtext(current_schema()), 0) AS TEXT)";
 
@@ -656,7 +619,7 @@ async fn register(connection: &mut AnyConnection, shared: bool) -> Result<i64, s
     if shared {
         claim(connection, process).await?;
     }
-    sqlx::raw_sql("COMMIT").execute(&mut *connection).await?;
+    commit(connection).await?;
     Ok(process)
 }
 
@@ -666,6 +629,11 @@ async fn begin(connection: &mut AnyConnection, shared: bool) -> Result<(), sqlx:
     if shared {
         sqlx::query(LOCK).execute(&mut *connection).await?;
     }
+    Ok(())
+}
+
+async fn commit(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql("COMMIT").execute(connection).await?;
     Ok(())
 }
 
@@ -735,8 +703,7 @@ async fn fill(
                 .await?;
         }
     }
-    sqlx::raw_sql("COMMIT").execute(connection).await?;
-    Ok(())
+    commit(connection).await
 }
 
 fn spent(row: &AnyRow) -> Result<(Spender, Amount), sqlx::Error> {
@@ -779,7 +746,7 @@ async fn recover(
             continue;
         }
         recovered += settle_for(connection, process).await?;
-        sqlx::raw_sql("COMMIT").execute(&mut *connection).await?;
+        commit(connection).await?;
     }
     Ok(recovered)
 }
@@ -873,6 +840,8 @@ async fn write_deltas(connection: &mut AnyConnection, deltas: &[Delta]) -> Resul
     Ok(())
 }
 
+type Bound<'q> = Query<'q, Any, AnyArguments>;
+
 /// Sizes of the statements that write so many rows.
 fn chunks(mut rows: usize) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
@@ -909,6 +878,25 @@ impl Table {
             values.collect::<Vec<_>>().join(","),
             set.collect::<Vec<_>>().join(",")
         )
+    }
+
+    /// Writes rows; `bind` gives each one's columns in their order.
+    async fn write<Row>(
+        &self,
+        connection: &mut AnyConnection,
+        mut rows: &[Row],
+        bind: impl for<'q> Fn(Bound<'q>, &Row) -> Bound<'q>,
+    ) -> Result<(), sqlx::Error> {
+        for size in chunks(rows.len()) {
+            let (now, rest) = rows.split_at(size);
+            let query = sqlx::query(AssertSqlSafe(self.upsert(size)));
+            now.iter()
+                .fold(query, &bind)
+                .execute(&mut *connection)
+                .await?;
+            rows = rest;
+        }
+        Ok(())
     }
 }
 
@@ -1011,24 +999,6 @@ const ENTRIES: Table = Table {
     ],
 };
 
-type Bound<'q> = Query<'q, Any, AnyArguments>;
-
-async fn write_attempts(
-    connection: &mut AnyConnection,
-    mut rows: &[AttemptRow],
-) -> Result<(), sqlx::Error> {
-    for size in chunks(rows.len()) {
-        let (now, rest) = rows.split_at(size);
-        let mut query = sqlx::query(AssertSqlSafe(ATTEMPTS.upsert(size)));
-        for row in now {
-            query = bind_attempt(query, row);
-        }
-        query.execute(&mut *connection).await?;
-        rows = rest;
-    }
-    Ok(())
-}
-
 fn bind_attempt<'q>(query: Bound<'q>, row: &AttemptRow) -> Bound<'q> {
     let AttemptRow {
         id,
@@ -1073,22 +1043,6 @@ fn bind_attempt<'q>(query: Bound<'q>, row: &AttemptRow) -> Bound<'q> {
         .bind(bill.and_then(|bill| bill.ttft_ms).map(number))
         .bind(bill.map(|bill| bill.outcome.clone()))
         .bind(bill.and_then(|bill| bill.request_id_upstream.clone()))
-}
-
-async fn write_entries(
-    connection: &mut AnyConnection,
-    mut rows: &[EntryRow],
-) -> Result<(), sqlx::Error> {
-    for size in chunks(rows.len()) {
-        let (now, rest) = rows.split_at(size);
-        let mut query = sqlx::query(AssertSqlSafe(ENTRIES.upsert(size)));
-        for row in now {
-            query = bind_entry(query, row);
-        }
-        query.execute(&mut *connection).await?;
-        rows = rest;
-    }
-    Ok(())
 }
 
 fn bind_entry<'q>(query: Bound<'q>, row: &EntryRow) -> Bound<'q> {

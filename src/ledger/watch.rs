@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::budget::{CounterKey, Limit, Standing, usd};
+use super::budget::{CounterKey, Limit, Standing};
+use super::money::usd;
 use super::spike::{Budget, KEPT_MINUTES, Series, Spike, SpikeConfig};
 use super::usage::Minute;
 

@@ -119,6 +119,35 @@ pub struct UpstreamConfig {
     pub proxy: Option<String>,
 }
 
+impl UpstreamConfig {
+    /// One that needs no token, at which nothing may be spent, and of which nothing else is said.
+    pub fn new(name: &str, kind: UpstreamKind, base_url: String) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            base_url,
+            engine: None,
+            token_env: None,
+            token: None,
+            disabled: None,
+            bill_to: None,
+            billing: Billing::Tokens,
+            provider: None,
+            chat_path: None,
+            control: None,
+            scales_to_zero: false,
+            max_nusd_per_day: Some(0),
+            max_concurrency: None,
+            rpm: None,
+            tpm: None,
+            allow_plaintext: false,
+            allow_private: false,
+            ca_file: None,
+            proxy: None,
+        }
+    }
+}
+
 /// Who runs a model at a router.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ProviderChoice {

@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::api::Span;
 use crate::config::{Machine, RawConfig, ServeArgs, Settings};
-use crate::ledger::{Config, Ledger, Reader, Settled, usd};
+use crate::ledger::{Config, Ledger, Reader, Settled, nano_usd, usd};
 
 /// What to compare.
 #[derive(Debug, Args)]
@@ -141,6 +141,7 @@ fn read(text: &str) -> Result<Vec<Charge>, String> {
         let record = record.map_err(|e| format!("line {line}: {e}"))?;
         let amount = record.get(cost).unwrap_or_default().trim();
         let nusd = nano_usd(amount)
+            .and_then(|(nano, more)| nano.checked_add(u64::from(more)))
             .ok_or_else(|| format!("line {line}: the cost must be US dollars such as 0.00021"))?;
         let id = id.and_then(|id| record.get(id)).map(str::trim);
         charges.push(Charge {
@@ -149,27 +150,6 @@ fn read(text: &str) -> Result<Vec<Charge>, String> {
         });
     }
     Ok(charges)
-}
-
-/// US dollars as nano-USD, rounded up beyond nine decimals; never less than nothing.
-fn nano_usd(text: &str) -> Option<u64> {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if whole.len() + decimals.len() == 0 || !digits(whole) || !digits(decimals) {
-        return None;
-    }
-    let whole: u64 = if whole.is_empty() {
-        0
-    } else {
-        whole.parse().ok()?
-    };
-    let (nine, rest) = decimals.split_at(decimals.len().min(9));
-    let nano: u64 = format!("{nine:0<9}").parse().ok()?;
-    let more = u64::from(rest.bytes().any(|b| b != b'0'));
-    whole
-        .checked_mul(1_000_000_000)?
-        .checked_add(nano)?
-        .checked_add(more)
 }
 
 /// Holds attempts against a bill.

@@ -1,34 +1,12 @@
 //! Upstreams and targets for this floor's tests.
 
 use crate::remote::{
-    Billing, CancelSettle, Capabilities, ProviderChoice, TargetConfig, UpstreamConfig, UpstreamKind,
+    CancelSettle, Capabilities, ProviderChoice, TargetConfig, UpstreamConfig, UpstreamKind,
 };
 
 /// An upstream of which nothing is known but its kind.
 pub(crate) fn upstream(name: &str, kind: UpstreamKind) -> UpstreamConfig {
-    UpstreamConfig {
-        name: name.into(),
-        kind,
-        base_url: "https://upstream.test".to_owned(),
-        engine: None,
-        token_env: None,
-        token: None,
-        disabled: None,
-        bill_to: None,
-        billing: Billing::Tokens,
-        provider: None,
-        chat_path: None,
-        control: None,
-        scales_to_zero: false,
-        max_nusd_per_day: Some(0),
-        max_concurrency: None,
-        rpm: None,
-        tpm: None,
-        allow_plaintext: false,
-        allow_private: false,
-        ca_file: None,
-        proxy: None,
-    }
+    UpstreamConfig::new(name, kind, "https://upstream.test".to_owned())
 }
 
 /// A target of which the operator says nothing but where it is.
