@@ -37,7 +37,7 @@
 //! a family's notation of calls → `text/tool_calls/` · batch shape → `engine/scheduler.rs` · what a token may be
 //! → `engine/logits.rs`, `guided/` · where a model's files come from → `hub/` · a model family → `model/spec.rs`, `model/names.rs` · speed on a CPU →
 //! `kernel/cpu/` (twin in `kernel/reference.rs`) · when a request goes elsewhere → `route/decide.rs` · what may leave →
-//! `egress/gate.rs` · what may be spent → `ledger/budget.rs` · a provider's quirk → `remote/translate/` · what a failure means → `remote/errors.rs`, `remote/retry.rs` · a status code → `api/error.rs` · a metric →
+//! `egress/gate.rs` · what may be spent → `ledger/budget.rs` · a provider's quirk → `remote/translate/` · what a failure means → `remote/errors.rs`, `remote/retry.rs` · a status code → `api/error.rs` · what the page shows → `dispatch/pulse.rs`, `api/ui.rs`, `ui/src/` · a metric →
 //! `telemetry/metrics.rs`.
 
 pub mod api;

@@ -31,7 +31,7 @@ pub(super) async fn require_key(
 }
 
 /// Who shows a right key, as `Authorization: Bearer` or as `x-api-key`.
-fn caller(keys: &KeyRing, headers: &HeaderMap) -> Option<Caller> {
+pub(super) fn caller(keys: &KeyRing, headers: &HeaderMap) -> Option<Caller> {
     if keys.is_open() {
         // Whoever reaches an open server may do everything there.
         return Some(Caller {

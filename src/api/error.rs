@@ -366,6 +366,11 @@ pub(super) fn forbidden() -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, "forbidden", text.to_owned())
 }
 
+/// The answer to who has what they ask for.
+pub(super) fn not_modified() -> Response {
+    StatusCode::NOT_MODIFIED.into_response()
+}
+
 /// The answer to a path that leads nowhere.
 pub(super) fn unknown_path() -> Response {
     StatusCode::NOT_FOUND.into_response()

@@ -27,6 +27,7 @@ mod routing;
 mod sse;
 mod tgi;
 mod turns;
+mod ui;
 mod usage;
 
 use std::sync::Arc;
@@ -202,9 +203,10 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
     let upstreams = Router::new()
         .route("/health/upstreams", get(ops::upstreams))
         .route("/usage", get(usage::usage))
+        .route("/ui/events", get(ui::events))
         .route_layer(key());
     let health = Router::new()
-        .route("/", get(ops::health))
+        .route("/", get(ui::root))
         .route("/health", get(ops::health))
         .route("/health/live", get(ops::live))
         .route("/health/ready", get(ops::health))
@@ -215,6 +217,10 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
             "/v2/models/{model}/versions/{version}/ready",
             get(platforms::kserve_health),
         );
+    let page = Router::new()
+        .route("/ui", get(ui::redirect))
+        .route("/ui/", get(ui::page))
+        .route("/ui/{file}", get(ui::file));
     // A platform's own paths are looked at last: one that is served already stays what it is.
     let mut platform = Router::new();
     if let Some(path) = &api.config.aip_predict_route {
@@ -228,6 +234,7 @@ pub fn routes(config: Config, dispatcher: Dispatcher, info: Info) -> Router {
         platform = platform.route(path, get(ops::health));
     }
     health
+        .merge(page)
         .merge(upstreams)
         .merge(open)
         .merge(
@@ -266,6 +273,7 @@ fn cors(allowed: &[HeaderValue]) -> CorsLayer {
         "x-route-provider",
         "x-route-reason",
         "x-route-request-id",
+        "x-route-saved-usd",
         "x-route-target",
         "x-route-upstream",
         "x-should-retry",

@@ -71,7 +71,7 @@ pub(super) async fn upstreams(State(api): State<Api>) -> Json<UpstreamsHealth> {
     })
 }
 
-fn health_of(target: UpstreamHealth) -> TargetHealth {
+pub(super) fn health_of(target: UpstreamHealth) -> TargetHealth {
     let UpstreamHealth {
         target,
         upstream,

@@ -1,7 +1,7 @@
 //! What a caller says about routing comes in by headers, and what became of it goes out by headers.
 //!
 //! One layer reads the first and writes the second, for every route and for failures too, so that no handler
-//! knows of it. Without upstreams there is nothing to say, and not a byte of an answer changes.
+//! knows of it. Without upstreams and a ledger there is nothing to say, and not a byte of an answer changes.
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -88,11 +88,19 @@ pub(super) async fn note_route(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if !api.config.routed {
-        return next.run(request).await;
-    }
     let path = request.extensions().get::<MatchedPath>();
     let path = path.map_or("", MatchedPath::as_str).to_owned();
+    if !api.config.routed {
+        // Whoever watches is told who asked.
+        caller.routed.ask = RouteAsk {
+            request_id: request_id(request.headers()).into(),
+            path: path.into(),
+            key: caller.name.clone(),
+            ..RouteAsk::default()
+        };
+        request.extensions_mut().insert(caller);
+        return next.run(request).await;
+    }
     let mut ask = match ask(&api, request.headers()) {
         Ok(ask) => ask,
         Err(error) => {
@@ -171,6 +179,7 @@ fn details(notes: &[RouteNote]) -> RouteDetails {
             .clone()
             .next()
             .map(|_| known.sum::<u64>() as f64 / 1e9),
+        saved_usd: saved(notes).map(|nusd| nusd as f64 / 1e9),
     }
 }
 
@@ -261,6 +270,10 @@ fn headers_of(notes: &[RouteNote]) -> Vec<(HeaderName, HeaderValue)> {
     let degraded = notes.iter().flat_map(|note| note.degraded.iter());
     add("x-route-degraded", degraded.cloned().collect());
     add("x-route-cost-usd", Vec::from_iter(cost(notes)));
+    add(
+        "x-route-saved-usd",
+        saved(notes).map(usd).into_iter().collect(),
+    );
     headers
 }
 
@@ -280,6 +293,12 @@ fn cost(notes: &[RouteNote]) -> Option<String> {
     Some(format!("{mark}{}", usd(known.sum())))
 }
 
+/// What the call's answers made here would have cost elsewhere, where that is known.
+fn saved(notes: &[RouteNote]) -> Option<u64> {
+    let known = notes.iter().filter_map(|note| note.saved_nusd);
+    known.clone().next().map(|_| known.sum())
+}
+
 /// What the comment before a stream's last event says; none where nothing is routed.
 pub(super) fn closing_comment(notes: &RouteNotes) -> String {
     let notes = notes.read();
@@ -293,6 +312,9 @@ pub(super) fn closing_comment(notes: &RouteNotes) -> String {
     let reason = joined(|note| note.reason.to_string());
     let mut comment =
         format!("x-route-cost-usd={cost} x-route-target={target} x-route-reason={reason}");
+    if let Some(saved) = saved(&notes) {
+        comment += &format!(" x-route-saved-usd={}", usd(saved));
+    }
     if let Some(side) = notes.iter().find_map(|note| note.continued_by) {
         comment += &format!(" x-route-continued={side}");
     }
@@ -359,10 +381,13 @@ mod tests {
         away.model = Some("m".to_owned());
         away.attempts = 2;
         away.cost_nusd = Some(1_500_000);
-        let told = serde_json::to_value(details(&[RouteNote::local(Reason::LocalOk), away]));
+        let mut here = RouteNote::local(Reason::LocalOk);
+        here.saved_nusd = Some(2_000_000);
+        let told = serde_json::to_value(details(&[here, away]));
         let expected = serde_json::json!({
             "target": "local,remote", "upstream": null, "model": "m", "provider": null,
             "reason": "local_ok,queue_overflow", "attempts": 2, "degraded": [], "cost_usd": 0.0015,
+            "saved_usd": 0.002,
         });
         assert_eq!(told.expect("JSON"), expected);
     }

@@ -167,7 +167,7 @@ fn usage_line(by: &[Dimension], line: &Line) -> UsageLine {
     }
 }
 
-fn standing(standing: &Standing) -> BudgetStanding {
+pub(super) fn standing(standing: &Standing) -> BudgetStanding {
     let resets = DateTime::<Utc>::from_timestamp_millis(standing.window.end_ms);
     let unit = match standing.limit {
         Limit::Nusd(_) => "usd",

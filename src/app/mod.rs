@@ -125,7 +125,10 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         keys,
         gate: upkeep.as_ref().map(Upkeep::gate),
     };
-    let ended = server::run(routes, &settings, door, upkeep, || dispatcher.is_idle());
+    let pulse = dispatcher.clone().keep_pulse();
+    let ended = server::run(routes, &settings, door, upkeep, pulse, || {
+        dispatcher.is_idle()
+    });
     drop(dispatcher);
     if let Some(ledger) = ledger {
         ledger.close();

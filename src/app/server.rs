@@ -112,12 +112,13 @@ fn admin_line(grants: &Grants) -> String {
 
 /// Serves until SIGTERM or SIGINT, then waits for running requests as long as the settings allow.
 ///
-/// `is_idle` says whether no request is being answered.
+/// `pulse` runs beside it; `is_idle` says whether no request is being answered.
 pub(super) fn run(
     routes: Router,
     settings: &Settings,
     door: Doorkeeper,
     mut upkeep: Option<Upkeep>,
+    pulse: impl Future<Output = ()> + Send + 'static,
     is_idle: impl Fn() -> bool,
 ) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -128,6 +129,7 @@ pub(super) fn run(
     if let Some(upkeep) = &mut upkeep {
         runtime.spawn(upkeep.run());
     }
+    runtime.spawn(pulse);
     let result = runtime.block_on(listen(routes, settings, door, is_idle));
     if let Some(upkeep) = upkeep {
         runtime.block_on(upkeep.close());

@@ -14,11 +14,12 @@ use tracing::Instrument;
 use super::Inner;
 use super::admission::Permit;
 use super::local::{Local, Ready};
+use super::pulse::Past;
 use super::transcript::{Piece, Transcript};
 use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
 use crate::generation::{
     Error, ErrorKind, Event, EventStream, Finish, FinishReason, PromptToken, Reason, Request,
-    RequestId, RouteNote, Side, Started, Timings, TokenEvent, TokenId, TokenInfo, Usage,
+    RequestId, RouteAsk, RouteNote, Side, Started, Timings, TokenEvent, TokenId, TokenInfo, Usage,
 };
 use crate::ledger::{Closing, Ledger, Tab};
 use crate::telemetry::{Failure, Metrics};
@@ -45,6 +46,10 @@ pub(super) async fn start(
         let reason = Reason::LocalOk;
         request.note.update(|note| *note = RouteNote::local(reason));
     }
+    let account = Account {
+        tab,
+        ask: request.route.clone(),
+    };
     submit(
         inner,
         local,
@@ -53,8 +58,16 @@ pub(super) async fn start(
         ready,
         permit,
         Arc::default(),
-        tab,
+        Some(account),
     )
+}
+
+/// What is told when an answer is over.
+pub(super) struct Account {
+    /// To the ledger, where there is one.
+    tab: Option<Tab>,
+    /// To whoever watches: who asked.
+    ask: RouteAsk,
 }
 
 /// What comes of a future, unless the deadline passes before.
@@ -70,8 +83,8 @@ pub(super) async fn in_time<T>(
     }
 }
 
-/// Hands a prepared sequence to the engine, which sets `begun` with its first step. A `tab` is closed with the
-/// answer's end.
+/// Hands a prepared sequence to the engine, which sets `begun` with its first step. An `account` is closed with
+/// the answer's end.
 ///
 /// Errors: overloaded, generation (the engine has stopped).
 #[allow(clippy::too_many_arguments)] // Each is a part of one job; a struct of them would be unpacked at once.
@@ -83,7 +96,7 @@ pub(super) fn submit(
     ready: Ready,
     permit: Permit,
     begun: Arc<AtomicBool>,
-    tab: Option<Tab>,
+    account: Option<Account>,
 ) -> Result<EventStream, Error> {
     let Ready {
         prompt,
@@ -141,7 +154,7 @@ pub(super) fn submit(
         started_at: queued_at,
         first_token_at: None,
         ended: false,
-        tab,
+        account,
         _permit: permit,
     };
     Ok(EventStream::new(Watched::new(answer, request.deadline)))
@@ -164,7 +177,7 @@ struct Answer {
     started_at: Instant,
     first_token_at: Option<Instant>,
     ended: bool,
-    tab: Option<Tab>,
+    account: Option<Account>,
     _permit: Permit,
 }
 
@@ -202,24 +215,41 @@ impl Answer {
             count_error(&self.inner.metrics, &error);
         }
         tracing::debug!(id = %self.id, %error, "request failed");
-        self.close(format!("{:?}", error.kind));
+        self.close(format!("{:?}", error.kind), false);
         error
     }
 
-    /// Closes the request's account, if it has one.
-    fn close(&mut self, outcome: String) {
-        let Some(tab) = self.tab.take() else { return };
+    /// Closes the request's account, if it has one; `ok` says whether the answer is whole.
+    fn close(&mut self, outcome: String, ok: bool) {
+        let Some(Account { tab, ask }) = self.account.take() else {
+            return;
+        };
         let began = self.generated_tokens > 0;
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        tab.close(Closing {
-            side: began.then_some(Side::Local),
-            reason: Some(Reason::LocalOk.to_string()),
-            usage: Some(Usage::counted(self.input_tokens, self.generated_tokens)),
-            ttft_ms: self.first_token_at.map(|at| ms(at - self.accepted_at)),
-            total_ms: ms(self.accepted_at.elapsed()),
-            outcome,
-            ..Closing::default()
-        });
+        let side = began.then_some(Side::Local);
+        let ttft = self.first_token_at.map(|at| at - self.accepted_at);
+        let total = self.accepted_at.elapsed();
+        if let Some(tab) = tab {
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            tab.close(Closing {
+                side,
+                reason: Some(Reason::LocalOk.to_string()),
+                usage: Some(Usage::counted(self.input_tokens, self.generated_tokens)),
+                ttft_ms: ttft.map(ms),
+                total_ms: ms(total),
+                outcome: outcome.clone(),
+                ..Closing::default()
+            });
+        }
+        let past = Past {
+            side,
+            ttft,
+            total,
+            prompt_tokens: self.input_tokens,
+            output_tokens: self.generated_tokens,
+            ok,
+            ..Past::of(ask, Reason::LocalOk, outcome)
+        };
+        self.inner.pulse.note(past, Instant::now());
     }
 
     fn started(&self, logprobs: &[f32]) -> Result<Started, Error> {
@@ -302,7 +332,7 @@ impl Answer {
             observe_success(&self.inner.metrics, &timings, self.generated_tokens);
         }
         self.inner.pace.record(timings.total);
-        self.close(format!("{reason:?}").to_lowercase());
+        self.close(format!("{reason:?}").to_lowercase(), true);
         tracing::info!(
             id = %self.id,
             input_tokens = self.input_tokens,
@@ -416,7 +446,7 @@ impl Drop for Answer {
             self.inner.metrics.count_failure(Failure::Dropped);
             tracing::debug!(id = %self.id, "the caller left");
         }
-        self.close("dropped".to_owned());
+        self.close("dropped".to_owned(), false);
     }
 }
 

@@ -9,6 +9,7 @@ mod chat;
 mod hybrid;
 mod lifecycle;
 mod local;
+mod pulse;
 mod transcript;
 mod untemplate;
 
@@ -16,11 +17,13 @@ pub use admission::Permit;
 pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatStream, PreparedChat};
 pub use hybrid::{Hybrid, Kept, UpstreamHealth, daily_budget};
 pub use local::Local;
+pub use pulse::{Past, Percentiles, Pulse, Sample, Totals};
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio::time::MissedTickBehavior;
 
 use crate::generation::{
     Conversation, Error, Event, EventStream, Grammar, Message, Request, RequestId, RouteAsk, Side,
@@ -30,6 +33,7 @@ use crate::ledger::{ANONYMOUS, Ledger, Standing, Tab, Who};
 use crate::telemetry::{Failure, Metrics};
 use crate::text::Encoding;
 use futures::StreamExt;
+use pulse::{EVERY, Reading};
 
 /// The hall's bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +72,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
     pace: admission::Pace,
+    pulse: Pulse,
     next_id: std::sync::atomic::AtomicU64,
 }
 
@@ -90,9 +95,34 @@ impl Dispatcher {
                 metrics,
                 permits,
                 pace: admission::Pace::default(),
+                pulse: Pulse::default(),
                 next_id: std::sync::atomic::AtomicU64::new(0),
             }),
         }
+    }
+
+    /// What happens now.
+    pub fn pulse(&self) -> &Pulse {
+        &self.inner.pulse
+    }
+
+    /// Takes a reading of this machine each second, for as long as it is polled.
+    pub async fn keep_pulse(self) {
+        let mut clock = tokio::time::interval(EVERY);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            clock.tick().await;
+            let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+            let at_ms = since_1970.map_or(0, |time| time.as_millis() as u64);
+            self.inner
+                .pulse
+                .beat(self.inner.reading(), Instant::now(), at_ms);
+        }
+    }
+
+    /// Whether there is anywhere else to go.
+    pub fn is_hybrid(&self) -> bool {
+        self.inner.hybrid.is_some()
     }
 
     /// Whether callers may name this model, beside the one served here.
@@ -347,6 +377,28 @@ const DEFAULT_MODEL: &str = "default";
 const HEALTH_PROBE_TIME: Duration = Duration::from_secs(10);
 
 impl Inner {
+    fn reading(&self) -> Reading {
+        let metrics = &self.metrics;
+        let reading = Reading {
+            computed_tokens: metrics.computed_tokens.get(),
+            generated_tokens: metrics.generated_tokens.get(),
+            failures: metrics.failures(),
+            ..Reading::default()
+        };
+        let Some(local) = &self.local else {
+            return reading;
+        };
+        let load = local.engine.snapshot();
+        Reading {
+            running: load.running.len(),
+            waiting: load.waiting.len() + load.unseen.jobs,
+            max_running: load.max_running,
+            kv_used: (load.kv_total - load.kv_free) * load.block_tokens,
+            kv_total: load.kv_total * load.block_tokens,
+            ..reading
+        }
+    }
+
     /// Errors: every answer is made elsewhere.
     fn local(&self) -> Result<&Arc<Local>, Error> {
         self.local.as_ref().ok_or_else(|| {

@@ -376,6 +376,7 @@ impl Worker {
                 None
             };
             let token = sampled.token;
+            self.metrics.generated_tokens.inc();
             let delivered = active
                 .job
                 .output

@@ -221,6 +221,8 @@ pub struct RouteNote {
     pub cost_nusd: Option<u64>,
     /// Whether the cost is an estimate.
     pub cost_is_estimate: bool,
+    /// What an answer made here would have cost elsewhere, in nano-USD.
+    pub saved_nusd: Option<u64>,
     /// Who went on when the answer broke off.
     pub continued_by: Option<Side>,
 }
@@ -258,6 +260,7 @@ impl RouteNote {
             degraded: Vec::new(),
             cost_nusd: None,
             cost_is_estimate: false,
+            saved_nusd: None,
             continued_by: None,
         }
     }

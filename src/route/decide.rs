@@ -279,7 +279,7 @@ impl BlockedBy {
         }
     }
 
-    fn sentence(self) -> &'static str {
+    pub(super) fn sentence(self) -> &'static str {
         match self {
             Self::Breaker => "it has failed too often lately",
             Self::Parked => "it asked to be left alone for a while",

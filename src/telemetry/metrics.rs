@@ -163,6 +163,8 @@ pub struct Metrics {
     pub forward_count: IntCounter,
     /// Tokens whose keys and values were computed.
     pub computed_tokens: IntCounter,
+    /// Tokens of answers.
+    pub generated_tokens: IntCounter,
     /// Prompt tokens found in the prefix cache instead.
     pub prefix_cache_hit_tokens: IntCounter,
     /// Sequences put back to waiting for want of blocks.
@@ -321,6 +323,7 @@ impl Metrics {
                 "sconce_computed_tokens",
                 "Tokens whose keys and values were computed",
             ),
+            generated_tokens: counter(&r, "sconce_generated_tokens", "Tokens of answers made here"),
             prefix_cache_hit_tokens: counter(
                 &r,
                 "sconce_prefix_cache_hit_tokens",
@@ -438,6 +441,15 @@ impl Metrics {
         self.request_failure
             .with_label_values(&[failure.label()])
             .inc();
+    }
+
+    /// Calls that failed, for whatever reason.
+    pub fn failures(&self) -> u64 {
+        let of = |failure: Failure| {
+            let label = [failure.label()];
+            self.request_failure.with_label_values(&label).get()
+        };
+        Failure::ALL.into_iter().map(of).sum()
     }
 
     /// Records one successful step: the model's share of it, the choice of tokens, and the whole.

@@ -5,6 +5,7 @@
 pub mod anthropic;
 pub mod openai;
 pub mod platforms;
+pub mod pulse;
 pub mod responses;
 pub mod tgi;
 pub mod upstreams;

@@ -77,4 +77,7 @@ pub struct RouteDetails {
     /// What it cost, as far as that is known; null where no upstream answered.
     #[schema(required)]
     pub cost_usd: Option<f64>,
+    /// What an answer made here would have cost elsewhere; null where that is not known.
+    #[schema(required)]
+    pub saved_usd: Option<f64>,
 }

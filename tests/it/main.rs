@@ -13,3 +13,4 @@ mod openapi;
 mod parity;
 mod support;
 mod templates;
+mod ui;

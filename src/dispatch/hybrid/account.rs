@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Hybrid;
 use super::case::{Case, Way};
+use crate::dispatch::pulse::{Past, Seen};
 use crate::dispatch::{Inner, lifecycle};
 use crate::egress::Settled;
 use crate::generation::{
@@ -212,10 +213,32 @@ impl Tally {
         // What nobody answered in the end stands where it was tried last.
         let away = side != Some(Side::Local) && !attempts.is_empty();
         let usage = finish.map(|finish| finish.usage);
+        let saved = usage
+            .filter(|_| !away)
+            .and_then(|usage| saved(hybrid, &case, &usage));
         let seen = side.map(|_| Usage {
             source: UsageSource::Estimated,
             ..Usage::counted(case.need.prompt_tokens, self.tokens)
         });
+        let total = request.accepted_at.elapsed();
+        let counted = usage.or(seen);
+        let past = Past {
+            side,
+            target: last.clone(),
+            upstream: route.upstream.clone().filter(|_| away),
+            provider: route.provider.clone().filter(|_| away),
+            ok: finish.is_some(),
+            ttft,
+            total,
+            prompt_tokens: counted.map_or(case.need.prompt_tokens, |usage| usage.input_tokens),
+            output_tokens: counted.map_or(0, |usage| usage.output_tokens),
+            cost_nusd,
+            saved_nusd: saved.as_ref().map(|(nusd, _)| *nusd),
+            attempts: attempts.clone(),
+            degraded: route.degraded.clone(),
+            ..past(hybrid, &case, decision, outcome.clone())
+        };
+        inner.pulse.note(past, Instant::now());
         tab.close(Closing {
             side,
             target: last.filter(|_| away),
@@ -223,12 +246,10 @@ impl Tally {
             model: route.model.filter(|_| away),
             provider: route.provider.filter(|_| away),
             reason: Some(decision.reason.to_string()),
-            saved: usage
-                .filter(|_| !away)
-                .and_then(|usage| saved(hybrid, &case, &usage)),
-            usage: usage.or(seen),
+            saved,
+            usage: counted,
             ttft_ms: ttft.map(ms),
-            total_ms: ms(request.accepted_at.elapsed()),
+            total_ms: ms(total),
             outcome: outcome.clone(),
         });
         let degraded = route.degraded;
@@ -237,7 +258,7 @@ impl Tally {
             outcome,
             degraded,
             ttft_ms: ttft.map(ms),
-            e2e_ms: Some(ms(request.accepted_at.elapsed())),
+            e2e_ms: Some(ms(total)),
             tokens: finish.map(|finish| finish.usage.output_tokens),
             cost_nusd,
             attempts,
@@ -247,7 +268,7 @@ impl Tally {
 }
 
 /// What an answer made here would have cost at the first target that it is mapped to and that costs anything.
-fn saved(hybrid: &Hybrid, case: &Case, usage: &Usage) -> Option<(u64, String)> {
+pub(super) fn saved(hybrid: &Hybrid, case: &Case, usage: &Usage) -> Option<(u64, String)> {
     case.model.hops.iter().find_map(|hop| {
         let (facts, _) = hybrid.remote.look(&hop.target, &Shape::default())?;
         let [input, output] = [usage.input_tokens, usage.output_tokens].map(u64::from);
@@ -256,16 +277,44 @@ fn saved(hybrid: &Hybrid, case: &Case, usage: &Usage) -> Option<(u64, String)> {
     })
 }
 
+/// What whoever watches is told of a request, as far as it was decided upon.
+fn past(hybrid: &Hybrid, case: &Case, decision: &Decision, outcome: String) -> Past {
+    let seen = Seen {
+        need: case.need.clone(),
+        local: case.upon.0.clone(),
+        targets: case.views.clone(),
+        terms: hybrid.terms,
+        decision: decision.clone(),
+    };
+    Past {
+        seen: Some(Box::new(seen)),
+        ..Past::of(case.request.route.clone(), decision.reason.clone(), outcome)
+    }
+}
+
 /// A request that nobody answers.
-pub(super) fn refused(hybrid: &Hybrid, case: Case, decision: &Decision, error: &Error) {
+pub(super) fn refused(
+    inner: &Inner,
+    hybrid: &Hybrid,
+    case: Case,
+    decision: &Decision,
+    error: &Error,
+) {
     tracing::info!(
         request_id = %case.request.route.request_id,
         reason = %decision.reason,
         %error,
         "request refused"
     );
+    let outcome = format!("{:?}", error.kind);
+    let past = Past {
+        total: case.request.accepted_at.elapsed(),
+        prompt_tokens: case.need.prompt_tokens,
+        ..past(hybrid, &case, decision, outcome.clone())
+    };
+    inner.pulse.note(past, Instant::now());
     let aftermath = Aftermath {
-        outcome: format!("{:?}", error.kind),
+        outcome,
         ..Aftermath::default()
     };
     record(hybrid, case, aftermath);

@@ -12,7 +12,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-use super::account::Tally;
+use super::account::{self, Tally};
 use super::case::{Case, Way};
 use super::seam::{self, Seam};
 use super::{Hybrid, attempt};
@@ -381,12 +381,19 @@ impl Carrier {
                 self.shown.more_than_text |= pieces
                     .iter()
                     .any(|piece| !matches!(piece, ChatPiece::Content(_)));
-                if let (Some(finish), Some(way)) = (&mut event.finish, way) {
-                    finish.timings = self.tally.timings(self.case.request.accepted_at);
-                    // Whoever reads the end reads its cost, too.
-                    let cost = attempt::cost(self, way, &finish.usage);
-                    let cost = cost.map(|cost| (cost.nusd, cost.estimate));
-                    self.note(|note| note.add_cost(cost));
+                // Whoever reads the end reads its cost, too.
+                match (&mut event.finish, way) {
+                    (Some(finish), Some(way)) => {
+                        finish.timings = self.tally.timings(self.case.request.accepted_at);
+                        let cost = attempt::cost(self, way, &finish.usage);
+                        let cost = cost.map(|cost| (cost.nusd, cost.estimate));
+                        self.note(|note| note.add_cost(cost));
+                    }
+                    (Some(finish), None) => {
+                        let saved = account::saved(&self.hybrid, &self.case, &finish.usage);
+                        self.note(|note| note.saved_nusd = saved.map(|(nusd, _)| nusd));
+                    }
+                    (None, _) => {}
                 }
                 let finish = event.finish.clone().map(Box::new);
                 let _ = self.out.send(Ok(Event::Token(event))).await;

@@ -492,7 +492,7 @@ pub(super) async fn answer(
         Outcome::Remote => Side::Remote,
         Outcome::Refuse(refusal) => {
             let error = refused(refusal, &case);
-            account::refused(hybrid, case, &decision, &error);
+            account::refused(inner, hybrid, case, &decision, &error);
             return Err(error);
         }
     };

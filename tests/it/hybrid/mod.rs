@@ -3,9 +3,9 @@
 mod asks;
 mod egress;
 mod failures;
-mod far;
+pub mod far;
 mod framing;
-mod front;
+pub mod front;
 mod overflow;
 mod seams;
 mod second;
@@ -21,8 +21,8 @@ use crate::support::server::{Sconce, Server};
 
 /// Settings of a server that may forward, written to a folder that lives as long as it does.
 pub struct Setup {
-    folder: TempDir,
-    text: String,
+    pub folder: TempDir,
+    pub text: String,
     env: Vec<(String, String)>,
     flags: Vec<(String, String)>,
 }
