@@ -366,6 +366,12 @@ pub(super) fn forbidden() -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, "forbidden", text.to_owned())
 }
 
+/// The refusal of what only this server's own page is told.
+pub(super) fn foreign_page() -> ApiError {
+    let text = "This is for this server's own page at /ui/, and not for another site's";
+    ApiError::new(StatusCode::FORBIDDEN, "forbidden", text.to_owned())
+}
+
 /// The answer to who has what they ask for.
 pub(super) fn not_modified() -> Response {
     StatusCode::NOT_MODIFIED.into_response()

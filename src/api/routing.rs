@@ -296,7 +296,7 @@ fn cost(notes: &[RouteNote]) -> Option<String> {
 /// What the call's answers made here would have cost elsewhere, where that is known.
 fn saved(notes: &[RouteNote]) -> Option<u64> {
     let known = notes.iter().filter_map(|note| note.saved_nusd);
-    known.clone().next().map(|_| known.sum())
+    known.reduce(u64::saturating_add)
 }
 
 /// What the comment before a stream's last event says; none where nothing is routed.

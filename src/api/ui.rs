@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, IF_NONE_MATCH,
-    REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HOST, HeaderMap,
+    IF_NONE_MATCH, ORIGIN, REFERRER_POLICY, USER_AGENT, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, Sse};
@@ -23,8 +23,8 @@ use tokio::sync::watch;
 use super::error::{self, ApiError, forbidden};
 use super::keys::Caller;
 use super::{Api, auth, ops, sse, usage};
-use crate::dispatch::{self, Pulse};
-use crate::generation::{Error, Side};
+use crate::dispatch::{self, Beat, End, Pulse};
+use crate::generation::{Error, Reason};
 use crate::wire::pulse::{Attempt, History, Past, Percentiles, Sample, ServerFacts, Tick, Totals};
 
 /// What the page may do: run its own script, ask this server, show pictures that it holds itself.
@@ -71,15 +71,19 @@ const FILES: [File; 5] = [
     },
 ];
 
-/// `GET /` for a browser leads to the page, and is the health of this server for everybody else.
+/// `GET /` for a browser leads to the page, and is the health of this server for everybody else: other clients, too,
+/// may take HTML where they only want to know whether a request would be answered.
 pub(super) async fn root(state: State<Api>, headers: HeaderMap) -> Response {
-    let accepts = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
-    let mut response = if accepts.is_some_and(|accepts| accepts.contains("text/html")) {
+    let holds = |name: HeaderName, part: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.is_some_and(|value| value.contains(part))
+    };
+    let mut response = if holds(ACCEPT, "text/html") && holds(USER_AGENT, "Mozilla/") {
         redirect().await.into_response()
     } else {
         ops::health(state).await.into_response()
     };
-    let vary = HeaderValue::from_static("accept");
+    let vary = HeaderValue::from_static("accept, user-agent");
     response.headers_mut().append(VARY, vary);
     response
 }
@@ -139,6 +143,9 @@ pub(super) async fn events(
     caller: Caller,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    if is_foreign(&headers) {
+        return Err(error::foreign_page());
+    }
     if !caller.admin {
         return Err(forbidden());
     }
@@ -163,10 +170,23 @@ pub(super) async fn events(
     Ok((headers, Sse::new(frames)).into_response())
 }
 
+/// Whether another site's page asks. Of what happens here it learns nothing, also where no key is asked for.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(site) = text(HeaderName::from_static("sec-fetch-site")) {
+        return !matches!(site, "same-origin" | "none");
+    }
+    // Older browsers, and all of them over plain HTTP to another machine.
+    text(ORIGIN).is_some_and(|origin| {
+        let host = origin.split_once("://").map(|(_, host)| host);
+        host.is_none() || host != text(HOST)
+    })
+}
+
 /// One page that watches.
 struct Watch {
     api: Api,
-    beats: watch::Receiver<u64>,
+    beats: watch::Receiver<Beat>,
     /// What the page showed of itself: a key that is revoked sees no further second.
     headers: HeaderMap,
     /// The first request that it has not been told of; none before the first event.
@@ -180,6 +200,9 @@ impl Watch {
             return Some(sse::named_frame("history", &history));
         };
         self.beats.changed().await.ok()?;
+        if *self.beats.borrow_and_update() == Beat::End {
+            return None;
+        }
         let admin = auth::caller(&self.api.config.keys, &self.headers)?.admin;
         let sample = self.pulse().latest().filter(|_| admin)?;
         let dispatcher = &self.api.dispatcher;
@@ -271,14 +294,17 @@ fn sample_of(sample: &dispatch::Sample) -> Sample {
 }
 
 fn totals_of(totals: &dispatch::Totals) -> Totals {
-    let by = |side: Option<Side>| {
-        let counted = totals.by_reason.iter().filter(|((of, _), _)| *of == side);
-        counted.map(|((_, code), count)| (*code, *count)).collect()
+    let of = |end: End| {
+        let counted = totals.calls.iter().filter(|((of, _), _)| *of == end);
+        counted
+            .map(|((_, code), count)| (code.to_string(), *count))
+            .collect()
     };
     Totals {
-        local: by(Some(Side::Local)),
-        remote: by(Some(Side::Remote)),
-        refused: by(None),
+        local: of(End::Local),
+        remote: of(End::Remote),
+        refused: of(End::Refused),
+        unfinished: of(End::Unfinished),
         cost_usd: usd(totals.cost_nusd),
         saved_usd: usd(totals.saved_nusd),
         prompt_tokens: totals.prompt_tokens,
@@ -288,8 +314,8 @@ fn totals_of(totals: &dispatch::Totals) -> Totals {
 
 fn past_of(past: &dispatch::Past) -> Past {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let reason = past.reason.to_string();
-    let detail = reason.split_once(':').map(|(_, detail)| detail.to_owned());
+    let reason = past.reason.as_ref().map(ToString::to_string);
+    let detail = reason.as_deref().and_then(|reason| reason.split_once(':'));
     let attempts = past.attempts.iter().map(|attempt| Attempt {
         target: attempt.target.clone(),
         provider: attempt.provider.clone(),
@@ -301,17 +327,17 @@ fn past_of(past: &dispatch::Past) -> Past {
     Past {
         seq: past.seq,
         at_ms: past.at_ms,
-        request_id: past.ask.request_id.to_string(),
-        key: past.ask.key.as_deref().map(str::to_owned),
-        path: past.ask.path.to_string(),
-        stream: past.ask.stream,
-        model: past.ask.model.as_deref().map(str::to_owned),
+        request_id: past.request_id.to_string(),
+        key: past.key.as_deref().map(str::to_owned),
+        path: past.path.to_string(),
+        stream: past.stream,
+        model: past.model.as_deref().map(str::to_owned),
         side: past.side.map(|side| side.to_string()),
         target: past.target.clone(),
         upstream: past.upstream.clone(),
         provider: past.provider.clone(),
-        reason: past.reason.code(),
-        reason_detail: detail,
+        reason: past.reason.as_ref().map(Reason::code),
+        reason_detail: detail.map(|(_, detail)| detail.to_owned()),
         outcome: past.outcome.clone(),
         ok: past.ok,
         ttft_ms: past.ttft.map(ms),

@@ -125,10 +125,7 @@ pub fn serve(settings: Settings) -> Result<(), AppError> {
         keys,
         gate: upkeep.as_ref().map(Upkeep::gate),
     };
-    let pulse = dispatcher.clone().keep_pulse();
-    let ended = server::run(routes, &settings, door, upkeep, pulse, || {
-        dispatcher.is_idle()
-    });
+    let ended = server::run(routes, &settings, door, upkeep, &dispatcher);
     drop(dispatcher);
     if let Some(ledger) = ledger {
         ledger.close();

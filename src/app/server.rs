@@ -31,6 +31,7 @@ use super::stall::Impatient;
 use super::{AppError, tls};
 use crate::api::{Key, KeyRing};
 use crate::config::{Grants, Settings, read_callers};
+use crate::dispatch::Dispatcher;
 use crate::egress::Gate;
 
 /// Async threads; they mostly sleep, the engine has the rest of the machine.
@@ -112,14 +113,12 @@ fn admin_line(grants: &Grants) -> String {
 
 /// Serves until SIGTERM or SIGINT, then waits for running requests as long as the settings allow.
 ///
-/// `pulse` runs beside it; `is_idle` says whether no request is being answered.
 pub(super) fn run(
     routes: Router,
     settings: &Settings,
     door: Doorkeeper,
     mut upkeep: Option<Upkeep>,
-    pulse: impl Future<Output = ()> + Send + 'static,
-    is_idle: impl Fn() -> bool,
+    dispatcher: &Dispatcher,
 ) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
@@ -129,8 +128,8 @@ pub(super) fn run(
     if let Some(upkeep) = &mut upkeep {
         runtime.spawn(upkeep.run());
     }
-    runtime.spawn(pulse);
-    let result = runtime.block_on(listen(routes, settings, door, is_idle));
+    runtime.spawn(dispatcher.clone().keep_pulse());
+    let result = runtime.block_on(listen(routes, settings, door, dispatcher));
     if let Some(upkeep) = upkeep {
         runtime.block_on(upkeep.close());
     }
@@ -163,7 +162,7 @@ async fn listen(
     routes: Router,
     settings: &Settings,
     mut door: Doorkeeper,
-    is_idle: impl Fn() -> bool,
+    dispatcher: &Dispatcher,
 ) -> Result<(), AppError> {
     let address = settings.address;
     let listener = TcpListener::bind(address)
@@ -217,13 +216,15 @@ async fn listen(
         });
     }
     drop(listener);
+    // Whoever watches would watch for ever.
+    dispatcher.pulse().end();
     tracing::info!(limit_s = settings.drain.as_secs(), "draining");
     let mut drained = pin!(tokio::time::timeout(settings.drain, connections.shutdown()));
     tokio::select! {
         result = &mut drained => if result.is_err() {
             tracing::warn!("requests still running at the end of the drain are dropped");
         },
-        () = quiet(is_idle) => tracing::info!("connections without a request are closed"),
+        () = quiet(|| dispatcher.is_idle()) => tracing::info!("connections without a request are closed"),
         _ = terminate.recv() => tracing::warn!("second signal: stopping at once"),
         _ = interrupt.recv() => tracing::warn!("second signal: stopping at once"),
     }

@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::Inner;
 use super::admission::Permit;
 use super::local::{Local, Ready};
-use super::pulse::Past;
+use super::pulse::{DROPPED, Past};
 use super::transcript::{Piece, Transcript};
 use crate::engine::{Ended, Job, Output, SubmitError, sampler::Sampled};
 use crate::generation::{
@@ -35,12 +35,27 @@ pub(super) async fn start(
     permit: Permit,
     ledger: Option<&Ledger>,
 ) -> Result<EventStream, Error> {
-    let local = inner.local()?;
-    let id = inner.next_id();
-    let span = tracing::debug_span!("request", %id);
-    let prepared = local.prepare(&inner.config, &request, &inner.metrics);
-    let ready = in_time(request.deadline, prepared.instrument(span)).await??;
-    let tab = ledger.map(|ledger| super::admit(ledger, &request, ""));
+    let started = begin(inner, &request, permit, ledger).await;
+    if let Err(error) = &started
+        && request.accounted
+    {
+        let past = Past {
+            total: request.accepted_at.elapsed(),
+            ..Past::of(&request.route, None, error.kind.name().to_owned())
+        };
+        inner.pulse.note(past, true, Instant::now());
+    }
+    started
+}
+
+async fn begin(
+    inner: &Arc<Inner>,
+    request: &Request,
+    permit: Permit,
+    ledger: Option<&Ledger>,
+) -> Result<EventStream, Error> {
+    let (id, ready) = prepare(inner, request).await?;
+    let tab = ledger.map(|ledger| super::admit(ledger, request, ""));
     if let Some(tab) = &tab {
         tab.begin();
         let reason = Reason::LocalOk;
@@ -50,16 +65,43 @@ pub(super) async fn start(
         tab,
         ask: request.route.clone(),
     };
+    let begun = Arc::default();
+    let local = inner.local()?;
     submit(
         inner,
         local,
         id,
-        &request,
+        request,
+        ready,
+        permit,
+        begun,
+        Some(account),
+    )
+}
+
+/// Starts the health probe's sequence, which is nobody's request.
+pub(super) async fn probe(inner: &Arc<Inner>, request: &Request) -> Result<EventStream, Error> {
+    let (id, ready) = prepare(inner, request).await?;
+    let (local, permit) = (inner.local()?, Permit::none());
+    submit(
+        inner,
+        local,
+        id,
+        request,
         ready,
         permit,
         Arc::default(),
-        Some(account),
+        None,
     )
+}
+
+async fn prepare(inner: &Arc<Inner>, request: &Request) -> Result<(RequestId, Ready), Error> {
+    let local = inner.local()?;
+    let id = inner.next_id();
+    let span = tracing::debug_span!("request", %id);
+    let prepared = local.prepare(&inner.config, request, &inner.metrics);
+    let ready = in_time(request.deadline, prepared.instrument(span)).await??;
+    Ok((id, ready))
 }
 
 /// What is told when an answer is over.
@@ -215,7 +257,7 @@ impl Answer {
             count_error(&self.inner.metrics, &error);
         }
         tracing::debug!(id = %self.id, %error, "request failed");
-        self.close(format!("{:?}", error.kind), false);
+        self.close(error.kind.name().to_owned(), false);
         error
     }
 
@@ -242,14 +284,15 @@ impl Answer {
         }
         let past = Past {
             side,
+            reason: Some(Reason::LocalOk),
             ttft,
             total,
             prompt_tokens: self.input_tokens,
             output_tokens: self.generated_tokens,
             ok,
-            ..Past::of(ask, Reason::LocalOk, outcome)
+            ..Past::of(&ask, None, outcome)
         };
-        self.inner.pulse.note(past, Instant::now());
+        self.inner.pulse.note(past, self.accounted, Instant::now());
     }
 
     fn started(&self, logprobs: &[f32]) -> Result<Started, Error> {
@@ -446,7 +489,7 @@ impl Drop for Answer {
             self.inner.metrics.count_failure(Failure::Dropped);
             tracing::debug!(id = %self.id, "the caller left");
         }
-        self.close("dropped".to_owned(), false);
+        self.close(DROPPED.to_owned(), false);
     }
 }
 

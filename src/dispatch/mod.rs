@@ -17,7 +17,7 @@ pub use admission::Permit;
 pub use chat::{ChatEvent, ChatFinish, ChatFinishReason, ChatStream, PreparedChat};
 pub use hybrid::{Hybrid, Kept, UpstreamHealth, daily_budget};
 pub use local::Local;
-pub use pulse::{Past, Percentiles, Pulse, Sample, Totals};
+pub use pulse::{Beat, End, Past, Percentiles, Pulse, Sample, Totals};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -194,7 +194,9 @@ impl Dispatcher {
         });
         room.ok_or_else(|| {
             self.inner.metrics.count_failure(Failure::Overloaded);
-            Error::overloaded(self.inner.pace.expected_wait())
+            let error = Error::overloaded(self.inner.pace.expected_wait());
+            self.inner.pulse.refused(error.kind.name());
+            error
         })
     }
 
@@ -214,6 +216,7 @@ impl Dispatcher {
     /// Counts a request that was refused for what it asked.
     pub fn count_refusal(&self, error: &Error) {
         lifecycle::count_error(&self.inner.metrics, error);
+        self.inner.pulse.refused(error.kind.name());
     }
 
     /// The instant after which a request taken now is given up; `asked` may only shorten it.
@@ -312,7 +315,7 @@ impl Dispatcher {
             deadline: Some(now + HEALTH_PROBE_TIME),
             ..Request::of("liveness")
         };
-        let stream = lifecycle::start(&self.inner, probe, Permit::none(), None).await;
+        let stream = lifecycle::probe(&self.inner, &probe).await;
         let mut stream = stream.map_err(|_| Error::unhealthy())?;
         while let Some(event) = stream.next().await {
             match event {

@@ -2,7 +2,7 @@
 //! of the machine each second.
 //!
 //! In memory, bounded, and gone with the process: metrics and the ledger are what lasts. It holds numbers and
-//! names, never a text of anybody. Time is passed in, but for the moment at which a request is over.
+//! names that are known here, never a text of anybody. Time is passed in, but for the moment at which a request is over.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 use crate::generation::{Reason, RouteAsk, Side};
-use crate::route::{self, AttemptNote, Decision, LocalView, Need, TargetView, Terms};
+use crate::route::{self, AttemptNote, Decision, LocalView, Need, TargetView, Terms, Told};
 
 /// Readings that are kept: a quarter of an hour.
 const SAMPLES: usize = 900;
@@ -30,8 +30,16 @@ pub struct Past {
     pub seq: u64,
     /// When it was over, in milliseconds since 1970.
     pub at_ms: u64,
-    /// Who asked for what, and how.
-    pub ask: RouteAsk,
+    /// Its name in headers, logs and the ledger.
+    pub request_id: Arc<str>,
+    /// The name of the caller's key.
+    pub key: Option<Arc<str>>,
+    /// The route it came in by.
+    pub path: Arc<str>,
+    /// Whether the answer is streamed.
+    pub stream: bool,
+    /// The model that was asked for, if that is a name of one; what else a caller may write there is not kept.
+    pub model: Option<Arc<str>>,
     /// Where the answer was made; none where nobody made one.
     pub side: Option<Side>,
     /// The target that made it, or was asked last.
@@ -40,8 +48,8 @@ pub struct Past {
     pub upstream: Option<String>,
     /// Whose machine it was.
     pub provider: Option<String>,
-    /// Why there.
-    pub reason: Reason,
+    /// Why there; none where nothing was decided.
+    pub reason: Option<Reason>,
     /// How it ended: a finish reason, or what went wrong.
     pub outcome: String,
     /// Whether there was a whole answer.
@@ -73,22 +81,28 @@ pub struct Seen {
     pub(super) local: LocalView,
     pub(super) targets: Vec<TargetView>,
     pub(super) terms: Terms,
+    /// As it was before anybody was asked.
     pub(super) decision: Decision,
 }
 
 impl Past {
-    /// Of a request that is over now, of which nothing else is known.
-    pub(super) fn of(ask: RouteAsk, reason: Reason, outcome: String) -> Self {
+    /// Of a request that is over now, of which nothing else is known; `model` is the model that was asked for, if it
+    /// is known here.
+    pub(super) fn of(ask: &RouteAsk, model: Option<Arc<str>>, outcome: String) -> Self {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             seq: 0,
             at_ms: since_1970.map_or(0, |time| time.as_millis() as u64),
-            ask,
+            request_id: Arc::clone(&ask.request_id),
+            key: ask.key.clone(),
+            path: Arc::clone(&ask.path),
+            stream: ask.stream,
+            model,
             side: None,
             target: None,
             upstream: None,
             provider: None,
-            reason,
+            reason: None,
             outcome,
             ok: false,
             ttft: None,
@@ -105,26 +119,70 @@ impl Past {
 
     /// Why it went where it did, in sentences.
     pub fn explanation(&self) -> Vec<String> {
-        match &self.seen {
-            Some(seen) => route::explain(
-                &seen.decision,
-                &seen.need,
-                &seen.local,
-                &seen.targets,
-                &seen.terms,
-            ),
-            None => {
+        match (&self.seen, &self.reason) {
+            (Some(seen), Some(reason)) => route::explain(&Told {
+                decision: &seen.decision,
+                need: &seen.need,
+                local: &seen.local,
+                targets: &seen.targets,
+                terms: &seen.terms,
+                side: self.side,
+                reason,
+            }),
+            (_, Some(_)) => {
                 vec!["There is nowhere else to go: this machine answers everything.".to_owned()]
             }
+            (_, None) => vec!["It was refused before anything was decided.".to_owned()],
         }
     }
 
-    /// Milliseconds between two tokens, in the mean.
+    /// Where it is counted.
+    fn end(&self) -> End {
+        match self.side {
+            _ if self.outcome == DROPPED => End::Unfinished,
+            Some(_) if !self.ok => End::Unfinished,
+            Some(Side::Local) => End::Local,
+            Some(Side::Remote) => End::Remote,
+            None => End::Refused,
+        }
+    }
+
+    /// By what it is counted there: why it was answered where it was, or why it was not.
+    fn code(&self) -> Box<str> {
+        match (&self.reason, self.end()) {
+            (_, End::Unfinished) | (None, _) => self.outcome.as_str().into(),
+            (Some(reason), End::Refused) if *reason == Reason::LocalOk => {
+                self.outcome.as_str().into()
+            }
+            (Some(reason), _) => reason.code().into(),
+        }
+    }
+
+    /// Milliseconds between two tokens, in the mean; none where the answer may have come in one piece.
     fn itl_ms(&self) -> Option<f64> {
+        if self.side == Some(Side::Remote) && !self.stream {
+            return None;
+        }
         let gaps = self.output_tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;
         let writing = self.total.saturating_sub(self.ttft?);
         Some(writing.as_secs_f64() * 1e3 / f64::from(gaps))
     }
+}
+
+/// How an answer is said to have ended whose caller left.
+pub(super) const DROPPED: &str = "dropped";
+
+/// What became of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// This machine answered.
+    Local,
+    /// Somebody else did.
+    Remote,
+    /// Nobody answered.
+    Refused,
+    /// The caller left, or the answer broke off.
+    Unfinished,
 }
 
 /// The machine's numbers as they stand, counters since the start.
@@ -209,8 +267,8 @@ impl Percentiles {
 /// All requests since the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// How many were answered here, elsewhere, or by nobody, by the reason's code.
-    pub by_reason: BTreeMap<(Option<Side>, &'static str), u64>,
+    /// How many calls came to what end, and why.
+    pub calls: BTreeMap<(End, Box<str>), u64>,
     /// What they cost.
     pub cost_nusd: u64,
     /// What those answered here would have cost elsewhere.
@@ -225,7 +283,16 @@ pub struct Totals {
 #[derive(Debug)]
 pub struct Pulse {
     state: Mutex<State>,
-    beats: watch::Sender<u64>,
+    beats: watch::Sender<Beat>,
+}
+
+/// What a watcher hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beat {
+    /// So many readings were taken.
+    Taken(u64),
+    /// There will be no further one.
+    End,
 }
 
 #[derive(Debug, Default)]
@@ -252,36 +319,54 @@ impl Default for Pulse {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
-            beats: watch::Sender::new(0),
+            beats: watch::Sender::new(Beat::Taken(0)),
         }
     }
 }
 
 impl Pulse {
-    /// A request is over.
-    pub(super) fn note(&self, mut past: Past, now: Instant) {
+    /// A request is over. One that does not stand for its call, but for a further answer of it, is no call of its
+    /// own.
+    pub(super) fn note(&self, mut past: Past, stands_for_call: bool, now: Instant) {
         let mut state = self.lock();
+        let totals = &mut state.totals;
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut totals.cost_nusd, past.cost_nusd.unwrap_or(0));
+        add(&mut totals.saved_nusd, past.saved_nusd.unwrap_or(0));
+        add(&mut totals.prompt_tokens, past.prompt_tokens.into());
+        add(&mut totals.output_tokens, past.output_tokens.into());
+        if !stands_for_call {
+            return;
+        }
+        *totals.calls.entry((past.end(), past.code())).or_default() += 1;
+        match past.end() {
+            End::Local => state.local += 1,
+            End::Remote => state.remote += 1,
+            End::Refused | End::Unfinished => {}
+        }
         past.seq = state.next;
         state.next += 1;
-        match past.side.filter(|_| past.ok) {
-            Some(Side::Local) => state.local += 1,
-            Some(Side::Remote) => state.remote += 1,
-            None => {}
+        if past.ttft.is_some() {
+            let timing = Timing {
+                at: now,
+                ttft_ms: past.ttft.map(|ttft| ttft.as_secs_f64() * 1e3),
+                itl_ms: past.itl_ms(),
+            };
+            push(&mut state.recent, timing, MOST_RECENT);
         }
-        let totals = &mut state.totals;
-        let counted = totals.by_reason.entry((past.side, past.reason.code()));
-        *counted.or_default() += 1;
-        totals.cost_nusd += past.cost_nusd.unwrap_or(0);
-        totals.saved_nusd += past.saved_nusd.unwrap_or(0);
-        totals.prompt_tokens += u64::from(past.prompt_tokens);
-        totals.output_tokens += u64::from(past.output_tokens);
-        let timing = Timing {
-            at: now,
-            ttft_ms: past.ttft.map(|ttft| ttft.as_secs_f64() * 1e3),
-            itl_ms: past.itl_ms(),
-        };
-        push(&mut state.recent, timing, MOST_RECENT);
         push(&mut state.requests, Arc::new(past), REQUESTS);
+    }
+
+    /// A call was refused before it became a request, for a reason of this name.
+    pub(super) fn refused(&self, outcome: &str) {
+        let mut state = self.lock();
+        let counted = (End::Refused, outcome.into());
+        *state.totals.calls.entry(counted).or_default() += 1;
+    }
+
+    /// Nothing more will be told: whoever watches may go.
+    pub fn end(&self) {
+        self.beats.send_replace(Beat::End);
     }
 
     /// Takes a reading; `at_ms` is the time of day in milliseconds since 1970.
@@ -328,11 +413,17 @@ impl Pulse {
         (state.local, state.remote) = (0, 0);
         push(&mut state.samples, sample, SAMPLES);
         drop(state);
-        self.beats.send_modify(|beats| *beats += 1);
+        self.beats.send_if_modified(|beat| match beat {
+            Beat::Taken(beats) => {
+                *beats += 1;
+                true
+            }
+            Beat::End => false,
+        });
     }
 
     /// Changes with each reading.
-    pub fn watch(&self) -> watch::Receiver<u64> {
+    pub fn watch(&self) -> watch::Receiver<Beat> {
         self.beats.subscribe()
     }
 
@@ -380,14 +471,19 @@ mod tests {
     use super::*;
 
     fn past(side: Option<Side>, ttft_ms: u64) -> Past {
+        let ask = RouteAsk {
+            stream: true,
+            ..RouteAsk::default()
+        };
         Past {
             side,
             ok: side.is_some(),
+            reason: Some(Reason::LocalOk),
             ttft: Some(Duration::from_millis(ttft_ms)),
             total: Duration::from_millis(ttft_ms + 90),
             output_tokens: 10,
             cost_nusd: Some(5),
-            ..Past::of(RouteAsk::default(), Reason::LocalOk, "length".to_owned())
+            ..Past::of(&ask, None, "length".to_owned())
         }
     }
 
@@ -404,9 +500,9 @@ mod tests {
     fn a_second_is_what_came_since_the_last_one() {
         let (pulse, start) = (Pulse::default(), Instant::now());
         pulse.beat(reading(100, 10), start, 1_000);
-        pulse.note(past(Some(Side::Local), 10), start);
-        pulse.note(past(Some(Side::Remote), 20), start);
-        pulse.note(past(None, 30), start);
+        pulse.note(past(Some(Side::Local), 10), true, start);
+        pulse.note(past(Some(Side::Remote), 20), true, start);
+        pulse.note(past(None, 30), true, start);
         pulse.beat(reading(400, 30), start + Duration::from_secs(2), 3_000);
         let first = &pulse.samples()[0];
         assert_eq!((first.decode_tps, first.prefill_tps), (0.0, 0.0));
@@ -430,7 +526,7 @@ mod tests {
         let (pulse, now) = (Pulse::default(), Instant::now());
         let many = 3 * REQUESTS as u64;
         for _ in 0..many {
-            pulse.note(past(Some(Side::Local), 1), now);
+            pulse.note(past(Some(Side::Local), 1), true, now);
         }
         let kept = pulse.requests_from(0);
         assert_eq!(kept.len(), REQUESTS);
@@ -438,12 +534,65 @@ mod tests {
         assert_eq!(pulse.requests_from(many - 2).len(), 2);
         assert!(pulse.requests_from(many).is_empty());
         let totals = pulse.totals();
-        assert_eq!(totals.by_reason[&(Some(Side::Local), "local_ok")], many);
+        assert_eq!(totals.calls[&(End::Local, "local_ok".into())], many);
         assert_eq!(totals.cost_nusd, 5 * many);
         for second in 0..2 * SAMPLES as u64 {
             pulse.beat(Reading::default(), now, second);
         }
         assert_eq!(pulse.samples().len(), SAMPLES);
+    }
+
+    #[test]
+    fn calls_are_counted_once_and_by_what_became_of_them() {
+        let (pulse, now) = (Pulse::default(), Instant::now());
+        pulse.note(past(Some(Side::Local), 1), true, now);
+        pulse.note(past(Some(Side::Local), 1), false, now);
+        let left = |side| Past {
+            ok: false,
+            outcome: DROPPED.to_owned(),
+            ..past(side, 1)
+        };
+        pulse.note(left(None), true, now);
+        pulse.note(left(Some(Side::Remote)), true, now);
+        let denied = Past {
+            reason: Some(Reason::BudgetExhausted),
+            ..past(None, 1)
+        };
+        pulse.note(denied, true, now);
+        let wrong = Past {
+            reason: None,
+            outcome: "invalid".to_owned(),
+            ..past(None, 1)
+        };
+        pulse.note(wrong, true, now);
+        pulse.refused("overloaded");
+        let totals = pulse.totals();
+        let counted = totals.calls.iter();
+        let counted: Vec<_> = counted
+            .map(|((end, code), count)| (*end, &**code, *count))
+            .collect();
+        assert_eq!(
+            counted,
+            [
+                (End::Local, "local_ok", 1),
+                (End::Refused, "budget_exhausted", 1),
+                (End::Refused, "invalid", 1),
+                (End::Refused, "overloaded", 1),
+                (End::Unfinished, DROPPED, 2),
+            ]
+        );
+        assert_eq!(totals.output_tokens, 60, "further answers have tokens, too");
+        assert_eq!(pulse.requests_from(0).len(), 5);
+    }
+
+    #[test]
+    fn an_answer_that_may_have_come_in_one_piece_has_no_gaps_between_its_tokens() {
+        let whole = Past {
+            stream: false,
+            ..past(Some(Side::Remote), 1)
+        };
+        assert_eq!(whole.itl_ms(), None);
+        assert_eq!(past(Some(Side::Remote), 1).itl_ms(), Some(10.0));
     }
 
     #[test]
@@ -456,5 +605,8 @@ mod tests {
         assert!(watcher.has_changed().expect("a pulse"));
         watcher.mark_unchanged();
         assert!(!watcher.has_changed().expect("a pulse"));
+        pulse.end();
+        pulse.beat(Reading::default(), Instant::now(), 0);
+        assert_eq!(*watcher.borrow_and_update(), Beat::End);
     }
 }

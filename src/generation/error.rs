@@ -40,6 +40,26 @@ pub enum ErrorKind {
     Unhealthy,
 }
 
+impl ErrorKind {
+    /// Its name where numbers are kept of how requests end.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::TooLong => "too_long",
+            Self::Template => "template",
+            Self::Tool => "tool",
+            Self::ModelNotFound => "model_not_found",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Generation => "generation",
+            Self::NoTarget => "no_target",
+            Self::Budget { .. } => "budget",
+            Self::DeadlineExceeded => "deadline",
+            Self::Incomplete => "incomplete",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
 /// A failed request: a kind for machines, a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -8,14 +8,36 @@ use super::decide::{
 use super::rules::RuleHit;
 use crate::generation::{Reason, Side};
 
-/// The sentences, in the order in which the decision was made.
-pub fn explain(
-    decision: &Decision,
-    need: &Need,
-    local: &LocalView,
-    targets: &[TargetView],
-    terms: &Terms,
-) -> Vec<String> {
+/// What is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'a> {
+    /// What was decided, before anybody was asked.
+    pub decision: &'a Decision,
+    /// What was asked.
+    pub need: &'a Need,
+    /// How busy this machine was.
+    pub local: &'a LocalView,
+    /// What was known of the targets.
+    pub targets: &'a [TargetView],
+    /// The bounds.
+    pub terms: &'a Terms,
+    /// Where the answer was made in the end.
+    pub side: Option<Side>,
+    /// Why, in the end.
+    pub reason: &'a Reason,
+}
+
+/// The sentences, in the order in which things happened.
+pub fn explain(told: &Told<'_>) -> Vec<String> {
+    let Told {
+        decision,
+        need,
+        local,
+        targets,
+        terms,
+        side,
+        reason,
+    } = *told;
     let mut told = vec![policy(need)];
     told.extend(need.rule.as_ref().map(rule));
     told.push(here(need, local, terms));
@@ -41,25 +63,39 @@ pub fn explain(
                 }
             }),
     );
-    told.push(match (&decision.outcome, &decision.reason) {
-        // What was decided at first came to nothing.
-        (Outcome::Remote, Reason::RemoteUnavailable) => format!(
-            "So {}, which could not answer, and this machine did.",
-            outcome(decision)
-        ),
-        (_, reason) => format!("So {}: {}.", outcome(decision), because(reason)),
-    });
+    told.push(format!(
+        "So {}: {}.",
+        outcome(decision),
+        because(&decision.reason)
+    ));
     for excluded in &decision.excluded {
         let view = targets.iter().find(|view| view.target == excluded.target);
         told.push(left_out(excluded, view));
     }
-    if decision.fallback_local && decision.reason != Reason::RemoteUnavailable {
-        told.push("If all of them fail, this machine answers.".to_owned());
-    }
     if let Outcome::Refuse(refusal) = &decision.outcome {
         told.push(format!("The caller was told: {}", refusal.text));
     }
+    told.extend(became(decision, side, reason));
     told
+}
+
+/// What became of it, where that is not what was decided.
+fn became(decision: &Decision, side: Option<Side>, reason: &Reason) -> Option<String> {
+    let changed = reason != &decision.reason;
+    match (&decision.outcome, side) {
+        (Outcome::Remote, Some(Side::Local)) => Some(format!(
+            "In the end this machine answered: {}.",
+            because(reason)
+        )),
+        (Outcome::Local, Some(Side::Remote)) => Some(format!(
+            "In the end an upstream answered: {}.",
+            because(reason)
+        )),
+        (Outcome::Local | Outcome::Remote, None) if changed => {
+            Some(format!("In the end nobody answered: {}.", because(reason)))
+        }
+        _ => None,
+    }
 }
 
 fn policy(need: &Need) -> String {
@@ -95,19 +131,41 @@ fn here(need: &Need, local: &LocalView, terms: &Terms) -> String {
         return format!("This machine cannot do `{what}`.");
     }
     if local.stopped {
-        return "This machine's engine had failed.".to_owned();
+        return "This machine could not answer, or had failed at it.".to_owned();
+    }
+    if local.queue_full {
+        return "As many requests as this machine takes were waiting or running here.".to_owned();
     }
     let busy = format!(
-        "Here {} of {} places were taken, {} waited, and {} of the {} free cache blocks were needed",
+        "Here {} of {} places were taken, {} waited, and {} cache blocks were needed of {} free ones",
         local.running, local.max_running, local.waiting, local.kv_needed, local.kv_free
     );
-    match local.forecast {
-        Some(forecast) => format!(
-            "{busy}: the first token was expected after {} ms and the last after {} ms; the objective for the first is {} ms.",
-            forecast.ttft_ms, forecast.e2e_ms, terms.slo_ttft_ms
-        ),
-        None => format!("{busy}; how long it would take was not known yet."),
+    let Some(forecast) = local.forecast else {
+        return format!("{busy}; how long it would take was not known yet.");
+    };
+    if local.age_ms > terms.stale_after_ms {
+        return format!(
+            "{busy}; those numbers were {} ms old, too old to forecast from.",
+            local.age_ms
+        );
     }
+    let mut told = format!(
+        "{busy}: the first token was expected after {} ms and the last after {} ms",
+        forecast.ttft_ms, forecast.e2e_ms
+    );
+    if let Some(lateness) = local.lateness.filter(|lateness| *lateness > 1.0) {
+        told += &format!(", and of late first tokens took up to {lateness:.1} times as long");
+    }
+    let bar_ms = local.hysteresis.bar_ms(terms);
+    let objective_ms = terms.slo_ttft_ms;
+    told += &if bar_ms < objective_ms as f64 {
+        format!(
+            "; the objective for the first is {objective_ms} ms, and {bar_ms:.0} ms while requests spill over."
+        )
+    } else {
+        format!("; the objective for the first is {objective_ms} ms.")
+    };
+    told
 }
 
 fn outcome(decision: &Decision) -> String {
@@ -142,11 +200,13 @@ fn because(reason: &Reason) -> String {
         Reason::HardPre => "it looks too hard for the local model",
         Reason::HardProbe => "its first tokens looked too hard for the local model",
         Reason::HardPost => "the local model's answer looked wrong",
-        Reason::BudgetExhausted => "no money is left for an upstream",
+        Reason::BudgetExhausted => {
+            "no budget covers an upstream, or it might cost more than one request may"
+        }
         Reason::PriceUnknown => "nobody knows what an upstream would cost",
         Reason::NotEligible(field) => return format!("no upstream can do `{field}`"),
         Reason::Sticky => "the conversation stays where its caches are",
-        Reason::LocalFailure => "this machine failed before the first token",
+        Reason::LocalFailure => "this machine could not",
         Reason::RemoteUnavailable => "no upstream can answer",
     };
     words.to_owned()
@@ -192,9 +252,28 @@ mod tests {
     }
 
     fn told(need: &Need, local: &LocalView, targets: &[TargetView]) -> String {
-        let terms = terms();
-        let decision = decide(need, local, targets, &terms, 0);
-        explain(&decision, need, local, targets, &terms).join(" ")
+        let decision = decide(need, local, targets, &terms(), 0);
+        let side = decision.side();
+        told_as(&decision, need, local, targets, (side, &decision.reason))
+    }
+
+    fn told_as(
+        decision: &Decision,
+        need: &Need,
+        local: &LocalView,
+        targets: &[TargetView],
+        (side, reason): (Option<Side>, &Reason),
+    ) -> String {
+        let told = Told {
+            decision,
+            need,
+            local,
+            targets,
+            terms: &terms(),
+            side,
+            reason,
+        };
+        explain(&told).join(" ")
     }
 
     fn local() -> LocalView {
@@ -271,14 +350,6 @@ mod tests {
             text.contains("it goes to `far`: the policy wants an upstream"),
             "{text}"
         );
-        let (terms, targets) = (terms(), [far(TargetState::Usable)]);
-        let mut decision = decide(&need, &local(), &targets, &terms, 0);
-        decision.reason = Reason::RemoteUnavailable;
-        let text = explain(&decision, &need, &local(), &targets, &terms).join(" ");
-        assert!(
-            text.contains("it goes to `far`, which could not answer, and this machine did"),
-            "{text}"
-        );
         let blocked = TargetState::Blocked {
             by: BlockedBy::Breaker,
             retry_after_ms: Some(1_200),
@@ -308,5 +379,57 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("This machine cannot do `tools`."), "{text}");
+    }
+
+    #[test]
+    fn what_came_otherwise_than_decided_is_told() {
+        let need = Need {
+            policy: Policy::PreferRemote,
+            ..Need::default()
+        };
+        let targets = [far(TargetState::Usable)];
+        let decision = decide(&need, &local(), &targets, &terms(), 0);
+        let told = |side, reason| told_as(&decision, &need, &local(), &targets, (side, &reason));
+        let text = told(Some(Side::Local), Reason::RemoteUnavailable);
+        assert!(
+            text.contains("it goes to `far`: the policy wants an upstream")
+                && text.ends_with("In the end this machine answered: no upstream can answer."),
+            "{text}"
+        );
+        let text = told(None, Reason::BudgetExhausted);
+        assert!(
+            text.contains("In the end nobody answered: no budget covers an upstream"),
+            "{text}"
+        );
+        let text = told(Some(Side::Remote), Reason::PolicyRemote);
+        assert!(!text.contains("In the end"), "{text}");
+    }
+
+    #[test]
+    fn a_machine_that_would_be_late_is_told_with_all_that_makes_it_late() {
+        let need = Need::default();
+        let slow = LocalView {
+            running: 8,
+            waiting: 3,
+            lateness: Some(2.5),
+            ..local()
+        };
+        let text = told(&need, &slow, &[]);
+        assert!(text.contains("up to 2.5 times as long"), "{text}");
+        let stale = LocalView {
+            age_ms: 1_000_000,
+            ..local()
+        };
+        let text = told(&need, &stale, &[]);
+        assert!(text.contains("too old to forecast from"), "{text}");
+        let full = LocalView {
+            queue_full: true,
+            ..local()
+        };
+        let text = told(&need, &full, &[far(TargetState::Usable)]);
+        assert!(
+            text.contains("As many requests as this machine takes"),
+            "{text}"
+        );
     }
 }

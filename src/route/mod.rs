@@ -24,7 +24,7 @@ pub use decide::{
     Outcome, OverBudget, PlannedHop, Refusal, RefusalKind, TargetState, TargetView, Terms, Why,
     decide, stays,
 };
-pub use explain::explain;
+pub use explain::{Told, explain};
 pub use features::{Arrival, FEATURE_NAMES, Features, application};
 pub use forecast::{
     BUCKETS, EngineView, Lengths, Newcomer, OutputHistory, StepTimes, Work, expected_tokens,

@@ -85,15 +85,17 @@ pub struct Percentiles {
     pub p99: f64,
 }
 
-/// Requests since the start, by the code of their reason.
+/// Calls since the start, by the code of their reason.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Totals {
     /// Answered here.
-    pub local: BTreeMap<&'static str, u64>,
+    pub local: BTreeMap<String, u64>,
     /// Answered elsewhere.
-    pub remote: BTreeMap<&'static str, u64>,
-    /// Answered by nobody.
-    pub refused: BTreeMap<&'static str, u64>,
+    pub remote: BTreeMap<String, u64>,
+    /// Answered by nobody; those that came to no decision by the name of what was wrong.
+    pub refused: BTreeMap<String, u64>,
+    /// Begun, and not ended: the caller left, or the answer broke off.
+    pub unfinished: BTreeMap<String, u64>,
     /// What they cost.
     pub cost_usd: f64,
     /// What those answered here would have cost elsewhere.
@@ -129,8 +131,8 @@ pub struct Past {
     pub upstream: Option<String>,
     /// Whose machine it was.
     pub provider: Option<String>,
-    /// Why there: a code.
-    pub reason: &'static str,
+    /// Why there: a code; null where nothing was decided.
+    pub reason: Option<&'static str>,
     /// What the code is about.
     pub reason_detail: Option<String>,
     /// How it ended: a finish reason, or what went wrong.

@@ -104,15 +104,24 @@ fn the_page_is_in_the_binary_and_may_talk_to_this_server_only() {
 #[test]
 fn a_browser_gets_the_page_where_everybody_else_gets_the_health() {
     let server = Sconce::new().serve();
-    let browser = "accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
-    let page = get(&server, "/", browser);
+    let html = "accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
+    let browser = format!("{html}user-agent: Mozilla/5.0 (X11; Linux x86_64)\r\n");
+    let page = get(&server, "/", &browser);
     assert_eq!((page.status, page.header("location")), (303, Some("ui/")));
-    for extra in ["", "accept: */*\r\n", "accept: application/json\r\n"] {
+    // Java's own client takes HTML before anything else.
+    let java = "accept: text/html, image/gif, *; q=.2\r\nuser-agent: Java/21\r\n";
+    for extra in [
+        "",
+        "accept: */*\r\n",
+        "accept: application/json\r\n",
+        html,
+        java,
+    ] {
         let health = get(&server, "/", extra);
         assert_eq!((health.status, health.body.as_str()), (200, ""), "{extra}");
         let vary = health.headers.iter().filter(|(name, _)| name == "vary");
         let vary: Vec<&str> = vary.map(|(_, value)| value.as_str()).collect();
-        assert!(vary.contains(&"accept"), "{vary:?}");
+        assert!(vary.contains(&"accept, user-agent"), "{vary:?}");
     }
 }
 
@@ -156,12 +165,42 @@ fn who_watches_is_told_of_requests_and_of_each_second() {
     let sample = &tick["sample"];
     assert!(sample["kv_total"].as_u64() > Some(0), "{sample}");
     assert!(sample["ttft_ms"]["p50"].as_f64() > Some(0.0), "{sample}");
+    // Three answers are one call with the tokens of three.
+    let before = tick["totals"]["output_tokens"].as_u64().expect("a count");
+    let mut three = chat("Tell me a joke.");
+    three["n"] = 3.into();
+    three["max_tokens"] = 4.into();
+    server.post(CHAT, &three).ok();
+    let after = until(&mut stream, |tick| {
+        (tick["totals"]["local"]["local_ok"] == 3).then(|| tick["totals"]["output_tokens"].as_u64())
+    });
+    assert_eq!(after, Some(before + 12));
     // What is refused counts, too.
     let wrong = json!({"messages": [{"role": "user", "content": "a"}], "temperature": -1});
     assert_eq!(server.post(CHAT, &wrong).status, 422);
     until(&mut stream, |tick| {
-        (tick["sample"]["failed"] == 1).then_some(())
+        (tick["totals"]["refused"] == json!({"invalid": 1})).then_some(())
     });
+}
+
+#[test]
+fn what_a_caller_writes_for_a_name_is_not_kept() {
+    let server = Sconce::new().serve();
+    let mut question = chat("Hello");
+    question["model"] = "the secret of my life ".repeat(1000).into();
+    server.post(CHAT, &question).ok();
+    let mut long = chat("long");
+    long["messages"][0]["content"] = "word ".repeat(5000).into();
+    assert_eq!(server.post(CHAT, &long).status, 422);
+    let (_, history) = next(&mut watch(&server, "")).expect("history");
+    let text = history.to_string();
+    assert!(!text.contains("secret") && !text.contains("word"), "{text}");
+    let refused = &history["decisions"][1];
+    assert_eq!(
+        (&refused["outcome"], &refused["reason"]),
+        (&json!("too_long"), &Json::Null)
+    );
+    assert_eq!(refused["side"], Json::Null);
 }
 
 #[test]
@@ -187,6 +226,9 @@ fn what_runs_is_seen_while_it_runs() {
         (&past["outcome"], &past["ok"]),
         (&json!("dropped"), &json!(false))
     );
+    until(&mut stream, |tick| {
+        (tick["totals"]["unfinished"] == json!({"dropped": 1})).then_some(())
+    });
 }
 
 #[test]
@@ -227,6 +269,80 @@ fn where_it_went_and_why_is_told_in_sentences() {
     assert_eq!(past["reason"], "remote_unavailable");
     assert_eq!(past["ok"], true);
     assert!(past["attempts"][0]["class"].is_string(), "{past}");
+    let told = past["explanation"].to_string();
+    assert!(
+        told.contains("In the end this machine answered: no upstream can answer"),
+        "{told}"
+    );
+}
+
+#[test]
+fn what_an_answer_made_here_saved_is_told_wherever_it_is_read() {
+    let upstream = willing(&["Elsewhere"]);
+    let setup = Setup::new().add(&format!(
+        "[[remote.upstream]]\nname = \"up\"\nkind = \"openai_compat\"\nengine = \"openai\"\nprovider = \"lab\"\n\
+         base_url = \"{}\"\nbilling = \"tokens\"\nmax_usd_per_day = 1\n[[remote.target]]\nname = \"far\"\n\
+         upstream = \"up\"\nmodel = \"m\"\nprice = {{ input = 1.0, output = 2.0 }}\n\
+         [[route.model]]\nname = \"default\"\ntargets = [\"far\"]\n[egress]\nanonymous = \"any\"\n",
+        upstream.url()
+    ));
+    let server = setup.serve();
+    let mut stream = watch(&server, "");
+    let reply = server.post(&format!("{CHAT}?route_details=1"), &chat("What is 2 + 3?"));
+    let answer = reply.ok();
+    let usage = &answer["usage"];
+    let tokens = |name: &str| usage[name].as_u64().expect("a count");
+    let saved = (tokens("prompt_tokens") + 2 * tokens("completion_tokens")) as f64 / 1e6;
+    assert_eq!(answer["route"]["saved_usd"], saved);
+    let header = reply.header("x-route-saved-usd").expect("a saving");
+    assert_eq!(header.parse(), Ok(saved));
+    assert_eq!(decision(&mut stream, |_| true)["saved_usd"], saved);
+    let mut streamed = chat("What is 2 + 3?");
+    streamed["stream"] = true.into();
+    let body = server.post(CHAT, &streamed).body;
+    assert!(
+        body.contains(&format!("x-route-saved-usd={header}")),
+        "{body}"
+    );
+    // Elsewhere nothing is saved.
+    drop(server);
+    let server = setup.policy("remote-only").serve();
+    let far = server.post(CHAT, &chat("Hello"));
+    assert_eq!(far.header("x-route-target"), Some("remote"));
+    assert_eq!(far.header("x-route-saved-usd"), None, "{far:?}");
+}
+
+#[test]
+fn another_sites_page_may_not_watch() {
+    let server = Sconce::new().serve();
+    let own = format!("origin: http://{}\r\n", server.address());
+    for extra in [
+        "sec-fetch-site: cross-site\r\n",
+        "sec-fetch-site: same-site\r\n",
+        "origin: https://elsewhere.test\r\n",
+        "origin: null\r\n",
+        // The host that is asked for in these tests is `test`.
+        &own,
+    ] {
+        let reply = get(&server, "/ui/events", extra);
+        assert_eq!(reply.status, 403, "{extra}");
+        assert!(reply.body.contains("own page"), "{reply:?}");
+    }
+    for extra in [
+        "",
+        "sec-fetch-site: same-origin\r\n",
+        "origin: http://test\r\n",
+    ] {
+        assert!(next(&mut watch(&server, extra)).is_some(), "{extra}");
+    }
+}
+
+#[test]
+fn the_one_key_of_a_server_is_its_owners() {
+    let server = Sconce::new().env("API_KEY", "letmein").serve();
+    assert_eq!(server.get("/ui/events").status, 401);
+    let stream = &mut watch(&server, "authorization: Bearer letmein\r\n");
+    assert!(next(stream).is_some());
 }
 
 #[test]
@@ -269,13 +385,17 @@ fn so_many_may_watch_and_a_server_ends_while_they_do() {
     assert!(refused.header("retry-after").is_some());
     drop(watchers);
     // The head alone: the body has no end.
-    let stream = eventually("there is room again", || {
+    eventually("there is room again", || {
         let mut stream = wire::send(server.address(), &wire::get("/ui/events"));
         let mut head = [0; 12];
         stream.read_exact(&mut head).expect("a head");
-        (head == *b"HTTP/1.1 200").then_some(stream)
+        (head == *b"HTTP/1.1 200").then_some(())
     });
+    let mut stream = watch(&server, "");
+    assert!(next(&mut stream).is_some());
     server.terminate();
+    eventually("nothing more is told", || {
+        next(&mut stream).is_none().then_some(())
+    });
     assert!(server.wait().success());
-    drop(stream);
 }

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 
 const BINARY = process.env.SCONCE;
+const START_MS = 30_000;
 
 // A running server; `settings` is the text of its file, `port` a free one if not named.
 export async function serve({ settings = "", flags = [], port = 0 } = {}) {
@@ -20,11 +21,18 @@ export async function serve({ settings = "", flags = [], port = 0 } = {}) {
   const ended = new Promise((resolve) => child.once("exit", resolve));
   const log = [];
   const address = await new Promise((resolve, reject) => {
-    child.once("exit", (code) => reject(new Error(`the server ended with ${code}:\n${log.join("\n")}`)));
+    const giveUp = (what) => {
+      child.kill("SIGKILL");
+      reject(new Error(`the server ${what}:\n${log.join("\n")}`));
+    };
+    const timer = setTimeout(() => giveUp(`did not start within ${START_MS} ms`), START_MS);
+    child.once("exit", (code) => giveUp(`ended with ${code}`));
     createInterface({ input: child.stderr }).on("line", (line) => {
       log.push(line);
       const said = line.includes('"Connected"') ? JSON.parse(line) : null;
-      if (said) resolve(said.address);
+      if (!said) return;
+      clearTimeout(timer);
+      resolve(said.address);
     });
   });
   return {
@@ -65,8 +73,10 @@ policy = "${policy}"
 ${more}`;
 }
 
-// An OpenAI-compatible upstream that says so many words, one each so many milliseconds.
-export async function slow({ words = 200, every = 50 } = {}) {
+// An OpenAI-compatible upstream that says these words, one each so many milliseconds. It knows how many callers left
+// before the end.
+export async function slow({ words = Array.from({ length: 200 }, (_, at) => (at === 0 ? "word0" : ` word${at}`)), every = 50 } = {}) {
+  let left = 0;
   const server = createServer((request, response) => {
     request.resume();
     if (request.method !== "POST") {
@@ -80,21 +90,26 @@ export async function slow({ words = 200, every = 50 } = {}) {
     const say = (body) => response.write(`data: ${JSON.stringify(body)}\n\n`);
     let said = 0;
     const timer = setInterval(() => {
-      if (said < words) {
-        say(chunk(said === 0 ? { role: "assistant", content: "word0" } : { content: ` word${said}` }));
+      if (said < words.length) {
+        say(chunk({ ...(said === 0 ? { role: "assistant" } : {}), content: words[said] }));
         said += 1;
         return;
       }
       clearInterval(timer);
       say(chunk({}, "stop"));
-      say({ ...head, choices: [], usage: { prompt_tokens: 5, completion_tokens: words, total_tokens: words + 5 } });
+      const usage = { prompt_tokens: 5, completion_tokens: words.length, total_tokens: words.length + 5 };
+      say({ ...head, choices: [], usage });
       response.end("data: [DONE]\n\n");
     }, every);
-    response.on("close", () => clearInterval(timer));
+    response.on("close", () => {
+      clearInterval(timer);
+      if (!response.writableFinished) left += 1;
+    });
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   return {
     url: `http://127.0.0.1:${server.address().port}`,
+    left: () => left,
     stop() {
       server.closeAllConnections();
       return new Promise((resolve) => server.close(resolve));

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Hybrid;
 use super::case::{Case, Way};
-use crate::dispatch::pulse::{Past, Seen};
+use crate::dispatch::pulse::{DROPPED, Past, Seen};
 use crate::dispatch::{Inner, lifecycle};
 use crate::egress::Settled;
 use crate::generation::{
-    Error, Finish, Reason, Request, RouteNote, Side, Timings, Usage, UsageSource,
+    Error, Finish, Reason, Request, RouteAsk, RouteNote, Side, Timings, Usage, UsageSource,
 };
 use crate::ledger::{ANONYMOUS, Amount, Closing, Tab};
 use crate::remote::Fault;
@@ -146,7 +146,7 @@ impl Tally {
         }
     }
 
-    /// The request is over; none means that the caller left.
+    /// The request is over; none means that the caller left. `decided` is the reason before anybody was asked.
     pub(super) fn close(
         self,
         inner: &Inner,
@@ -154,6 +154,7 @@ impl Tally {
         case: Case,
         tab: Tab,
         decision: &Decision,
+        decided: Reason,
         ended: Option<&Result<Finish, Error>>,
     ) {
         let request = &case.request;
@@ -192,8 +193,8 @@ impl Tally {
         }
         let outcome = match ended {
             Some(Ok(finish)) => format!("{:?}", finish.reason).to_lowercase(),
-            Some(Err(error)) => format!("{:?}", error.kind),
-            None => "dropped".to_owned(),
+            Some(Err(error)) => error.kind.name().to_owned(),
+            None => DROPPED.to_owned(),
         };
         let finish = ended.and_then(|ended| ended.as_ref().ok());
         tracing::info!(
@@ -213,8 +214,9 @@ impl Tally {
         // What nobody answered in the end stands where it was tried last.
         let away = side != Some(Side::Local) && !attempts.is_empty();
         let usage = finish.map(|finish| finish.usage);
+        // As the caller was told.
         let saved = usage
-            .filter(|_| !away)
+            .filter(|_| route.saved_nusd.is_some())
             .and_then(|usage| saved(hybrid, &case, &usage));
         let seen = side.map(|_| Usage {
             source: UsageSource::Estimated,
@@ -227,8 +229,14 @@ impl Tally {
             target: last.clone(),
             upstream: route.upstream.clone().filter(|_| away),
             provider: route.provider.clone().filter(|_| away),
+            reason: Some(decision.reason.clone()),
             ok: finish.is_some(),
-            ttft,
+            // Who is not told of each token gets the first one with the last.
+            ttft: attempts
+                .last()
+                .filter(|_| away && !request.route.stream)
+                .and_then(|attempt| attempt.ttft_ms.map(Duration::from_millis))
+                .or(ttft),
             total,
             prompt_tokens: counted.map_or(case.need.prompt_tokens, |usage| usage.input_tokens),
             output_tokens: counted.map_or(0, |usage| usage.output_tokens),
@@ -236,9 +244,9 @@ impl Tally {
             saved_nusd: saved.as_ref().map(|(nusd, _)| *nusd),
             attempts: attempts.clone(),
             degraded: route.degraded.clone(),
-            ..past(hybrid, &case, decision, outcome.clone())
+            ..past(hybrid, &case, decision, decided, outcome.clone())
         };
-        inner.pulse.note(past, Instant::now());
+        inner.pulse.note(past, self.accounted, Instant::now());
         tab.close(Closing {
             side,
             target: last.filter(|_| away),
@@ -278,17 +286,44 @@ pub(super) fn saved(hybrid: &Hybrid, case: &Case, usage: &Usage) -> Option<(u64,
 }
 
 /// What whoever watches is told of a request, as far as it was decided upon.
-fn past(hybrid: &Hybrid, case: &Case, decision: &Decision, outcome: String) -> Past {
+fn past(
+    hybrid: &Hybrid,
+    case: &Case,
+    decision: &Decision,
+    decided: Reason,
+    outcome: String,
+) -> Past {
     let seen = Seen {
         need: case.need.clone(),
         local: case.upon.0.clone(),
         targets: case.views.clone(),
         terms: hybrid.terms,
-        decision: decision.clone(),
+        decision: Decision {
+            reason: decided,
+            ..decision.clone()
+        },
     };
+    let ask = &case.request.route;
     Past {
+        reason: Some(decision.reason.clone()),
         seen: Some(Box::new(seen)),
-        ..Past::of(case.request.route.clone(), decision.reason.clone(), outcome)
+        ..Past::of(ask, hybrid.known_model(ask), outcome)
+    }
+}
+
+/// A request of which it was not decided where it goes: what was asked, when, and whether it stands for its call.
+pub(super) fn not_opened(
+    inner: &Inner,
+    hybrid: &Hybrid,
+    (ask, accepted_at, accounted): (RouteAsk, Instant, bool),
+    error: &Error,
+) {
+    let past = Past {
+        total: accepted_at.elapsed(),
+        ..Past::of(&ask, hybrid.known_model(&ask), error.kind.name().to_owned())
+    };
+    if accounted {
+        inner.pulse.note(past, true, Instant::now());
     }
 }
 
@@ -306,13 +341,21 @@ pub(super) fn refused(
         %error,
         "request refused"
     );
-    let outcome = format!("{:?}", error.kind);
+    let outcome = error.kind.name().to_owned();
     let past = Past {
         total: case.request.accepted_at.elapsed(),
         prompt_tokens: case.need.prompt_tokens,
-        ..past(hybrid, &case, decision, outcome.clone())
+        ..past(
+            hybrid,
+            &case,
+            decision,
+            decision.reason.clone(),
+            outcome.clone(),
+        )
     };
-    inner.pulse.note(past, Instant::now());
+    inner
+        .pulse
+        .note(past, case.request.accounted, Instant::now());
     let aftermath = Aftermath {
         outcome,
         ..Aftermath::default()

@@ -45,6 +45,7 @@ pub(super) fn begin(
         hybrid: Arc::clone(hybrid),
         tally: Tally::new(&case.request, case.opened),
         case,
+        decided: decision.reason.clone(),
         decision,
         permit: Some(permit),
         out,
@@ -107,6 +108,8 @@ pub(super) struct Carrier {
     pub(super) hybrid: Arc<Hybrid>,
     pub(super) case: Case,
     pub(super) decision: Decision,
+    /// Why it was decided so, before anybody was asked.
+    decided: Reason,
     permit: Option<Permit>,
     out: mpsc::Sender<Result<Event, Error>>,
     pub(super) shown: Shown,
@@ -138,6 +141,7 @@ impl Carrier {
             self.case,
             self.tab,
             &self.decision,
+            self.decided,
             ended.as_ref(),
         );
         if let Some(Err(error)) = ended {
@@ -163,7 +167,7 @@ impl Carrier {
                     return Ok(*finish);
                 }
                 Ended::Moved(decision) => {
-                    self.decision = *decision;
+                    self.follow(*decision);
                     side = Side::Remote;
                 }
                 Ended::Failed {
@@ -241,11 +245,17 @@ impl Carrier {
         local.stopped = true;
         match self.hybrid.decide_again(&self.inner, &mut self.case, local) {
             Some(decision) if self.take_room(Side::Remote) => {
-                self.decision = decision;
+                self.follow(decision);
                 true
             }
             _ => false,
         }
+    }
+
+    /// Takes another decision up.
+    fn follow(&mut self, decision: Decision) {
+        self.decided = decision.reason.clone();
+        self.decision = decision;
     }
 
     /// Changes the room that the request holds for room on this side.
@@ -389,11 +399,12 @@ impl Carrier {
                         let cost = cost.map(|cost| (cost.nusd, cost.estimate));
                         self.note(|note| note.add_cost(cost));
                     }
-                    (Some(finish), None) => {
+                    // What somebody else has begun is saved by nobody.
+                    (Some(finish), None) if self.seam.is_none() => {
                         let saved = account::saved(&self.hybrid, &self.case, &finish.usage);
                         self.note(|note| note.saved_nusd = saved.map(|(nusd, _)| nusd));
                     }
-                    (None, _) => {}
+                    (_, _) => {}
                 }
                 let finish = event.finish.clone().map(Box::new);
                 let _ = self.out.send(Ok(Event::Token(event))).await;

@@ -165,6 +165,14 @@ impl Hybrid {
         egress_sentence(egress, &self.remote.destinations())
     }
 
+    /// The model that was asked for, if it is known here: whatever else a caller writes is no name.
+    fn known_model(&self, ask: &RouteAsk) -> Option<Arc<str>> {
+        let model = ask.model.as_ref()?;
+        let known = self.models.contains_key(&**model)
+            || self.default_names.iter().any(|name| **name == **model);
+        known.then(|| Arc::clone(model))
+    }
+
     /// Names that callers may use beside the default model's.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         let named = self.models.keys().map(String::as_str);
@@ -481,8 +489,20 @@ pub(super) async fn answer(
 ) -> Result<EventStream, Error> {
     let deadline = request.deadline;
     let note = request.note.clone();
+    let asked = (
+        request.route.clone(),
+        request.accepted_at,
+        request.accounted,
+    );
     let opened = Case::open(inner, hybrid, request, permit.side());
-    let mut case = super::lifecycle::in_time(deadline, opened).await??;
+    let opened = super::lifecycle::in_time(deadline, opened).await;
+    let mut case = match opened.and_then(|case| case) {
+        Ok(case) => case,
+        Err(error) => {
+            account::not_opened(inner, hybrid, asked, &error);
+            return Err(error);
+        }
+    };
     let decision = hybrid.decide(inner, &mut case);
     let mut decision = room::wait(inner, hybrid, &mut case, decision).await;
     inner.metrics.count_decision(decision.reason.code());
@@ -504,7 +524,11 @@ pub(super) async fn answer(
                 decision.outcome = Outcome::Local;
                 decision.reason = Reason::RemoteUnavailable;
             }
-            None => return Err(Error::overloaded(inner.pace.expected_wait())),
+            None => {
+                let error = Error::overloaded(inner.pace.expected_wait());
+                account::refused(inner, hybrid, case, &decision, &error);
+                return Err(error);
+            }
         }
     }
     Ok(carrier::begin(inner, hybrid, case, decision, permit))

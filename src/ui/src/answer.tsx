@@ -4,7 +4,9 @@ import { memo } from './memo.tsx';
 import { useState } from 'preact/hooks';
 import { retry, sendResults } from './answering.ts';
 import { maySend } from './composer.tsx';
+import { focusMessage } from './focus.ts';
 import { Icon } from './icons.tsx';
+import { server } from './live.ts';
 import { Code, Markdown } from './markdown.tsx';
 import type { Answer, Piece, ToolMessage } from './model.ts';
 import { prettyJson } from './options.ts';
@@ -28,7 +30,7 @@ export const AnswerMessage = memo(
     const written = answer.status !== 'streaming';
     const empty = answer.text === '' && answer.reasoning === '' && answer.calls.length === 0;
     return (
-      <div class={`answer ${answer.status}`} data-testid="answer" data-status={answer.status} aria-busy={!written}>
+      <div class={`answer ${answer.status}`} data-testid="answer" data-id={answer.id} data-status={answer.status} aria-busy={!written}>
         {answer.reasoning !== '' && <Reasoning answer={answer} />}
         <div data-testid="answer-text">
           <Text answer={answer} shaded={shaded} />
@@ -61,7 +63,9 @@ export const AnswerMessage = memo(
 function RetryButton({ conversation, text }: { conversation: string; text?: boolean }): JSX.Element {
   const again = (): void => {
     const current = find(conversation);
-    if (current && maySend(current)) retry(conversation);
+    if (!current || !maySend(current)) return;
+    retry(conversation);
+    focusMessage();
   };
   return <IconButton icon="retry" label="Retry" text={text ?? false} onClick={again} />;
 }
@@ -172,6 +176,7 @@ function Calls({ conversation, answer, results, open }: CallsProps): JSX.Element
     const current = find(conversation);
     if (!complete || !current || !maySend(current)) return;
     sendResults(conversation, answer.calls.map(({ id }) => ({ callId: id, text: (typed[id] ?? '').trim() })));
+    focusMessage();
   };
   return (
     <form class="calls" onSubmit={submit} aria-label="Tool calls">
@@ -252,7 +257,7 @@ function Facts({ answer, showModel }: { answer: Answer; showModel: boolean }): J
       {status === 'stopped' && <li class="note">Stopped</li>}
       {finish === 'length' && <li class="note">Cut off at the limit of tokens</li>}
       {finish === 'content_filter' && <li class="note">Withheld by a filter</li>}
-      {status !== 'failed' && (
+      {status !== 'failed' && isPlaceKnown(answer) && (
         <li class={remote ? 'where remote' : 'where local'}>
           {remote ? (place.provider ?? place.upstream ?? 'an upstream') : 'this machine'}
           {place.continued === 'local' && ', then this machine'}
@@ -275,6 +280,12 @@ function Facts({ answer, showModel }: { answer: Answer; showModel: boolean }): J
       )}
     </ul>
   );
+}
+
+/** Without a response, only of a server that has no upstreams is it known where the answer was to be made. */
+function isPlaceKnown({ place, status, text, reasoning, calls }: Answer): boolean {
+  const responded = place.target !== undefined || status === 'done' || text !== '' || reasoning !== '' || calls.length > 0;
+  return responded || server.value?.hybrid === false;
 }
 
 /** An answer written in less time than this came in a few pieces, whose times say little about its tokens. */

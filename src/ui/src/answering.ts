@@ -1,15 +1,18 @@
 /** Asks the server for answers and writes them into their conversations while they come in. */
-import { signal } from '@preact/signals';
+import { effect, signal, untracked } from '@preact/signals';
 import { ApiError, call, errorOf, serverInfo } from './api.ts';
+import { settledMessages } from './merge.ts';
 import { newAnswer, newId, type Answer, type Conversation, type Message, type Piece, type Place } from './model.ts';
 import { requestBody } from './options.ts';
 import { dismiss, notify, say } from './say.ts';
 import { readSse } from './sse.ts';
-import { changeMessages, find, replaceMessage } from './store.ts';
+import { changeMessages, find, removeConversation, replaceMessage } from './store.ts';
 import { plural } from './words.ts';
 
-/** How often what came in is shown. */
+/** How often what came in is shown; a long text takes longer to show, and is shown less often: so many milliseconds a character. */
 const SHOW_EVERY_MS = 50;
+const SHOW_MS_PER_CHARACTER = 1 / 100;
+const SHOW_AT_LEAST_EVERY_MS = 1_000;
 
 /** Whether the page is going away, which breaks connections off without anything being wrong. */
 let leaving = false;
@@ -20,17 +23,36 @@ addEventListener('beforeunload', () => {
     leaving = false;
   }, 3_000);
 });
-addEventListener('pagehide', () => {
-  leaving = true;
-});
+// Before the conversations are kept for the last time, which is at the same event.
+addEventListener(
+  'pagehide',
+  () => {
+    leaving = true;
+    for (const id of [...running.keys()]) end(id, 'interrupted');
+  },
+  true,
+);
 addEventListener('pageshow', () => {
   leaving = false;
 });
 
-const running = new Map<string, AbortController>();
+interface Job {
+  writer: Writer;
+  controller: AbortController;
+}
+
+const running = new Map<string, Job>();
 
 /** The conversations whose answer is being written by this page. */
 export const writing = signal<ReadonlySet<string>>(new Set());
+
+// An answer that is no longer part of its conversation is not waited for, whoever took it away.
+effect(() => {
+  for (const id of writing.value) {
+    const job = running.get(id);
+    if (job && !find(id)?.messages.some((message) => message.id === job.writer.answer.id)) untracked(() => stop(id));
+  }
+});
 
 /** Sends a message of the reader. */
 export function send(id: string, text: string): void {
@@ -44,15 +66,15 @@ export function retry(id: string): void {
 
 /** Goes on from a changed message of the reader; what came after it can be brought back. */
 export function edit(id: string, messageId: string, text: string): void {
+  stop(id);
   const before = find(id)?.messages ?? [];
   const at = before.findIndex((message) => message.id === messageId);
   if (at < 0) return;
-  stop(id);
   void answer(id, (messages) => [...messages.slice(0, at), { id: newId(), role: 'user', text }]);
   if (before.length > at + 2) {
     notify('The conversation goes on from the changed message.', 'Undo', () => {
       stop(id);
-      changeMessages(id, () => before);
+      changeMessages(id, () => settledMessages(before));
       dismiss();
     });
   }
@@ -68,7 +90,21 @@ export function sendResults(id: string, results: { callId: string; text: string 
 
 /** Ends the answer that is being written. What there is of it stays. */
 export function stop(id: string): void {
-  running.get(id)?.abort();
+  end(id, 'stopped');
+}
+
+/** Removes a conversation, and ends its answer first, which may be brought back with it. */
+export function discard(id: string): void {
+  stop(id);
+  removeConversation(id);
+}
+
+function end(id: string, status: 'stopped' | 'interrupted'): void {
+  const job = running.get(id);
+  if (job === undefined) return;
+  track(id, null);
+  job.writer.end(status);
+  job.controller.abort();
 }
 
 async function answer(id: string, prepare: (messages: Message[]) => Message[]): Promise<void> {
@@ -79,20 +115,19 @@ async function answer(id: string, prepare: (messages: Message[]) => Message[]): 
   const controller = new AbortController();
   const writer = new Writer(id, newAnswer(asked.settings));
   changeMessages(id, (messages) => [...messages, writer.answer]);
-  track(id, controller);
+  track(id, { writer, controller });
   try {
     await stream(asked, writer, controller.signal);
-    writer.end(controller.signal.aborted ? 'stopped' : 'done');
+    writer.end('done');
   } catch (error) {
-    if (controller.signal.aborted) writer.end('stopped');
-    else writer.fail(error);
+    writer.fail(error);
   } finally {
-    if (running.get(id) === controller) track(id, null);
+    if (running.get(id)?.writer === writer) track(id, null);
   }
 }
 
-function track(id: string, controller: AbortController | null): void {
-  if (controller) running.set(id, controller);
+function track(id: string, job: Job | null): void {
+  if (job) running.set(id, job);
   else running.delete(id);
   writing.value = new Set(running.keys());
 }
@@ -168,6 +203,9 @@ class Writer {
   private firstShown: number | null = null;
   private last = 0;
   private timer: ReturnType<typeof setTimeout> | undefined;
+  private ended = false;
+  /** Grows; the answer has a copy of it as of when it was last shown. */
+  private readonly pieces: Piece[] = [];
 
   constructor(
     private readonly conversation: string,
@@ -198,8 +236,8 @@ class Writer {
     this.first ??= this.last;
     if (content || delta.reasoning_content || delta.tool_calls) this.firstShown ??= this.last;
     if (content) {
-      const pieces = this.answer.pieces && [...this.answer.pieces, ...piecesOf(content, logprobs?.content ?? [])];
-      this.update({ text: this.answer.text + content, pieces });
+      if (this.answer.pieces) this.pieces.push(...piecesOf(content, logprobs?.content ?? []));
+      this.update({ text: this.answer.text + content });
     }
     if (delta.reasoning_content) this.update({ reasoning: this.answer.reasoning + delta.reasoning_content });
     for (const part of delta.tool_calls ?? []) {
@@ -216,8 +254,10 @@ class Writer {
     if (finish) this.update({ finish });
   }
 
-  end(status: 'done' | 'stopped'): void {
+  end(status: 'done' | 'stopped' | 'interrupted'): void {
+    if (this.ended) return;
     this.finish({ status });
+    if (status === 'interrupted') return;
     const { outputTokens, calls } = this.answer;
     const tokens = outputTokens === null ? '' : `, ${plural(outputTokens, 'token')}`;
     if (status === 'stopped') say('Answer stopped');
@@ -226,6 +266,7 @@ class Writer {
   }
 
   fail(error: unknown): void {
+    if (this.ended) return;
     if (leaving) {
       this.finish({ status: 'interrupted' });
       return;
@@ -245,16 +286,25 @@ class Writer {
     const writingMs = this.first === null ? null : this.last - this.first;
     this.update({ ...change, totalMs, ttftMs, writingMs });
     this.show();
+    this.ended = true;
   }
 
   private update(change: Partial<Answer>): void {
+    if (this.ended) return;
     this.answer = { ...this.answer, ...change };
-    this.timer ??= setTimeout(() => this.show(), SHOW_EVERY_MS);
+    this.timer ??= setTimeout(() => this.show(), this.pause());
+  }
+
+  private pause(): number {
+    const { text, reasoning } = this.answer;
+    const pause = SHOW_MS_PER_CHARACTER * (text.length + reasoning.length);
+    return Math.min(SHOW_AT_LEAST_EVERY_MS, Math.max(SHOW_EVERY_MS, pause));
   }
 
   private show(): void {
     clearTimeout(this.timer);
     this.timer = undefined;
+    if (this.answer.pieces) this.answer = { ...this.answer, pieces: [...this.pieces] };
     replaceMessage(this.conversation, this.answer);
   }
 }

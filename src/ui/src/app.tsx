@@ -17,7 +17,7 @@ export function App(): JSX.Element {
 
   useEffect(() => {
     const onKey = (event: KeyboardEvent): void => {
-      if (event.key !== 'Escape' || event.defaultPrevented) return;
+      if (event.key !== 'Escape' || event.defaultPrevented || event.isComposing) return;
       if (drawerOpen.value) closeDrawer();
       else if (narrow.value && settingsOpen.value) closeSettings();
       else return;

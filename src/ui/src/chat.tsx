@@ -5,6 +5,7 @@ import { AnswerMessage, ShadingLegend } from './answer.tsx';
 import { edit, send, stop, writing } from './answering.ts';
 import { loadServerInfo, serverInfo, serverProblem, serverState } from './api.ts';
 import { Composer, maySend } from './composer.tsx';
+import { focusMessage, focusSoon } from './focus.ts';
 import { Icon } from './icons.tsx';
 import { keyQuestion } from './key.ts';
 import type { Conversation, Message, ToolMessage, UserMessage } from './model.ts';
@@ -55,13 +56,16 @@ function ChatOf({ conversation }: { conversation: Conversation }): JSX.Element {
     if (!changed || !maySend(changed)) return;
     send(id, text);
     begun();
-    document.getElementById('message')?.focus();
+    focusMessage();
   };
 
   useEffect(() => {
     const onKey = (event: KeyboardEvent): void => {
-      if (event.key !== 'Escape' || event.defaultPrevented || keyQuestion.peek() !== null) return;
-      if (writing.peek().has(id)) stop(id);
+      if (event.key !== 'Escape' || event.defaultPrevented || event.isComposing || keyQuestion.peek() !== null) return;
+      if (isOtherField(event.target) || !writing.peek().has(id)) return;
+      stop(id);
+      // The button that stops goes away.
+      if (document.activeElement?.matches('.stop')) focusMessage();
     };
     addEventListener('keydown', onKey);
     return () => removeEventListener('keydown', onKey);
@@ -101,6 +105,11 @@ function ChatOf({ conversation }: { conversation: Conversation }): JSX.Element {
       {panel && <SettingsPanel conversation={conversation} />}
     </div>
   );
+}
+
+/** Whether something else than a message is written there, where Escape has a meaning of its own. */
+function isOtherField(target: EventTarget | null): boolean {
+  return target instanceof HTMLElement && target.id !== 'message' && (target.isContentEditable || target.matches('input, textarea, select'));
 }
 
 function useTitle(title: string): void {
@@ -245,11 +254,14 @@ function Question({ conversation, message }: { conversation: Conversation; messa
     return (
       <EditQuestion
         text={message.text}
-        cancel={() => setEditing(false)}
+        cancel={() => {
+          setEditing(false);
+          focusSoon(`edit-${message.id}`);
+        }}
         done={(text) => {
           if (!maySend(conversation)) return;
           edit(conversation.id, message.id, text);
-          document.getElementById('message')?.focus();
+          focusMessage();
         }}
       />
     );
@@ -259,7 +271,7 @@ function Question({ conversation, message }: { conversation: Conversation; messa
       <div class="bubble">{message.text}</div>
       <div class="actions">
         <CopyButton text={message.text} label="Copy" />
-        <IconButton icon="edit" label="Edit" onClick={() => setEditing(true)} />
+        <IconButton id={`edit-${message.id}`} icon="edit" label="Edit" onClick={() => setEditing(true)} />
       </div>
     </div>
   );
@@ -297,10 +309,11 @@ function EditQuestion({ text, cancel, done }: EditProps): JSX.Element {
         value={typed}
         onInput={(event) => setTyped(event.currentTarget.value)}
         onKeyDown={(event) => {
+          if (event.isComposing) return;
           if (event.key === 'Escape') {
             event.preventDefault();
             cancel();
-          } else if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+          } else if (event.key === 'Enter' && !event.shiftKey) {
             event.preventDefault();
             submit();
           }

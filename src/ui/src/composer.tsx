@@ -4,7 +4,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { send, stop, writing } from './answering.ts';
 import { serverState } from './api.ts';
 import { Icon } from './icons.tsx';
-import { keep, readKept } from './keep.ts';
+import { keep, readKept, SCOPE } from './keep.ts';
 import type { Conversation } from './model.ts';
 import { settingsProblem, toolNames } from './options.ts';
 import { say } from './say.ts';
@@ -29,7 +29,7 @@ interface Props {
 export function Composer({ conversation, sent }: Props): JSX.Element {
   const { id, messages } = conversation;
   // The text of a conversation without messages is kept under one name, as its id changes with each load.
-  const draftName = `sconce.draft ${messages.length === 0 ? 'new' : id}`;
+  const draftName = `sconce.draft ${SCOPE} ${messages.length === 0 ? 'new' : id}`;
   const [text, setText] = useState(() => readKept('session', draftName) ?? '');
   const area = useRef<HTMLTextAreaElement>(null);
   const busy = writing.value.has(id);

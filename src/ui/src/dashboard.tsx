@@ -1,14 +1,15 @@
 /** The dashboard: what the server does right now, where answers are made, and what they cost. */
+import { useComputed } from '@preact/signals';
 import type { JSX } from 'preact';
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect } from 'preact/hooks';
 import { Decisions } from './decisions.tsx';
-import { apiKey, keyQuestion } from './key.ts';
+import { apiKey, keyEntries, keyQuestion } from './key.ts';
 import { budgets, connect, connection, disconnect, sample, server, totals, type Budget } from './live.ts';
 import { Banner, Meter } from './parts.tsx';
 import { Plot, type PlotProps } from './plot.tsx';
 import { MenuButton } from './sidebar.tsx';
 import { Upstreams } from './upstreams.tsx';
-import { amount, dayTime, dollars, duration, milliseconds, percent, plural, rate, reasonWords, short, whole } from './words.ts';
+import { amount, dayTime, dollars, duration, milliseconds, outcomeWords, percent, plural, rate, reasonWords, short, whole } from './words.ts';
 
 export function Dashboard(): JSX.Element {
   const { state } = connection.value;
@@ -21,7 +22,7 @@ export function Dashboard(): JSX.Element {
       document.removeEventListener('visibilitychange', follow);
       disconnect();
     };
-  }, [apiKey.value]);
+  }, [keyEntries.value]);
 
   const empty = sample.value === null;
   return (
@@ -146,16 +147,13 @@ const PLOTS: PlotProps[] = [
 
 /** Which server this is, and for how long it runs. */
 function About(): JSX.Element | null {
-  const [, setNow] = useState(0);
-  useEffect(() => {
-    const timer = setInterval(() => setNow((count) => count + 1), 10_000);
-    return () => clearInterval(timer);
-  }, []);
   const about = server.value;
+  // Both times are of the server's clock, which may differ from the browser's.
+  const up = useComputed(() => duration((sample.value?.t_ms ?? 0) - (server.value?.started_ms ?? 0)));
   if (about === null) return null;
   return (
     <p class="about cut">
-      {about.model} · version {about.version} · up {duration(Date.now() - about.started_ms)}
+      {about.model} · version {about.version} · up {up}
     </p>
   );
 }
@@ -204,25 +202,25 @@ function Trouble(): JSX.Element | null {
   );
 }
 
-type Side = 'local' | 'remote' | 'refused';
-const SIDES: { side: Side; name: string; where: string }[] = [
-  { side: 'local', name: 'This machine', where: 'local' },
-  { side: 'remote', name: 'Upstreams', where: 'remote' },
-  { side: 'refused', name: 'Refused', where: 'refused' },
+type Side = 'local' | 'remote' | 'refused' | 'unfinished';
+const SIDES: { side: Side; name: string; words: (code: string) => string }[] = [
+  { side: 'local', name: 'This machine', words: reasonWords },
+  { side: 'remote', name: 'Upstreams', words: reasonWords },
+  { side: 'refused', name: 'Refused', words: reasonWords },
+  { side: 'unfinished', name: 'Not finished', words: outcomeWords },
 ];
 
-/** How many answers were made where, and why there. */
+/** How many calls were answered where, and why there. */
 function Answers(): JSX.Element {
   const counts = totals.value;
-  const sum = (of: Record<string, number>): number => Object.values(of).reduce((all, one) => all + one, 0);
-  const all = counts ? sum(counts.local) + sum(counts.remote) + sum(counts.refused) : 0;
-  const rows = counts
-    ? SIDES.flatMap(({ side, where, name }) =>
-        Object.entries(counts[side]).map(([reason, count]) => ({ side, where, name, reason, count })),
-      )
-        .filter(({ count }) => count > 0)
-        .sort((a, b) => b.count - a.count)
-    : [];
+  const parts = SIDES.map(({ side, name, words }) => {
+    const codes = Object.entries(counts?.[side] ?? {}).filter(([, count]) => count > 0);
+    return { side, name, words, codes, sum: codes.reduce((all, [, count]) => all + count, 0) };
+  });
+  const all = parts.reduce((before, { sum }) => before + sum, 0);
+  const rows = parts
+    .flatMap(({ side, name, words, codes }) => codes.map(([code, count]) => ({ side, name, words: words(code), code, count })))
+    .sort((a, b) => b.count - a.count);
   return (
     <section class="panel" aria-labelledby="answers-title">
       <header class="section-head">
@@ -234,16 +232,13 @@ function Answers(): JSX.Element {
       ) : (
         <>
           <div class="shares" aria-hidden="true">
-            {SIDES.map(({ side, where }) => {
-              const share = percent(sum(counts[side]), all);
-              return share > 0 && <span key={side} class={where} style={{ width: `${share}%` }} />;
-            })}
+            {parts.map(({ side, sum }) => sum > 0 && <span key={side} class={side} style={{ width: `${percent(sum, all)}%` }} />)}
           </div>
           <ul class="share-key">
-            {SIDES.map(({ side, where, name }) => (
+            {parts.map(({ side, name, sum }) => (
               <li key={side}>
-                <span class={`where ${where}`}>{name}</span> <b>{percent(sum(counts[side]), all).toFixed(1)} %</b>{' '}
-                <span class="quiet">{whole(sum(counts[side]))}</span>
+                <span class={`where ${side}`}>{name}</span> <b>{percent(sum, all).toFixed(1)} %</b>{' '}
+                <span class="quiet">{whole(sum)}</span>
               </li>
             ))}
           </ul>
@@ -253,16 +248,16 @@ function Answers(): JSX.Element {
                 <th scope="col">Reason</th>
                 <th scope="col">Where</th>
                 <th scope="col" class="number">
-                  Requests
+                  Calls
                 </th>
               </tr>
             </thead>
             <tbody>
-              {rows.map(({ side, where, name, reason, count }) => (
-                <tr key={side + reason}>
-                  <td title={reason}>{capital(reasonWords(reason))}</td>
+              {rows.map(({ side, name, words, code, count }) => (
+                <tr key={`${side} ${code}`}>
+                  <td title={code}>{capital(words)}</td>
                   <td>
-                    <span class={`where ${where}`}>{name}</span>
+                    <span class={`where ${side}`}>{name}</span>
                   </td>
                   <td class="number">{whole(count)}</td>
                 </tr>
@@ -338,7 +333,7 @@ function BudgetLine({ budget }: { budget: Budget }): JSX.Element {
         <span>
           {limit === null
             ? `${full(used)} used, without a limit`
-            : `${bare(used)} of ${full(limit)} (${rate(share)} %${over})`}
+            : `${bare(used)} of ${full(limit)} (${share > 0 && share < 0.1 ? 'under 0.1' : rate(share)} %${over})`}
         </span>
         <span class="quiet push">resets {dayTime(Date.parse(resets))}</span>
       </p>

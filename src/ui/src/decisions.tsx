@@ -4,16 +4,18 @@ import { memo } from './memo.tsx';
 import { useSignal } from '@preact/signals';
 import { useState } from 'preact/hooks';
 import { Icon } from './icons.tsx';
-import { decisions, type Attempt, type Decision } from './live.ts';
+import { decisions, server, type Attempt, type Decision } from './live.ts';
 import { dollars, milliseconds, outcomeWords, plural, reasonWords, time, whole } from './words.ts';
 
 const COLUMNS = ['Time', 'Key', 'Path', 'Where', 'Why', 'First token', 'Total', 'Tokens', 'Cost', 'Outcome'];
 
 export function Decisions(): JSX.Element {
-  /** The list as it was when it was held; null while it is live. */
-  const held = useSignal<Decision[] | null>(null);
-  const shown = held.value ?? decisions.value;
-  const since = held.value ? decisions.value.filter(({ seq }) => seq > (held.value?.[0]?.seq ?? -1)).length : 0;
+  const started = server.value?.started_ms ?? 0;
+  /** The list as it was when it was held; null while it is live. A server that starts anew counts anew, and ends it. */
+  const kept = useSignal<{ started: number; list: Decision[] } | null>(null);
+  const held = kept.value?.started === started ? kept.value.list : null;
+  const shown = held ?? decisions.value;
+  const since = held ? decisions.value.filter(({ seq }) => seq > (held[0]?.seq ?? -1)).length : 0;
   return (
     <section class="panel decisions" aria-labelledby="decisions-title">
       <header class="section-head">
@@ -22,8 +24,8 @@ export function Decisions(): JSX.Element {
           <button
             type="button"
             class="button small push"
-            aria-pressed={held.value !== null}
-            onClick={() => (held.value = held.value ? null : decisions.value)}
+            aria-pressed={held !== null}
+            onClick={() => (kept.value = held ? null : { started, list: decisions.value })}
           >
             Hold the list{since > 0 && ` (${whole(since)} new)`}
           </button>
@@ -45,7 +47,7 @@ export function Decisions(): JSX.Element {
             </thead>
             <tbody role="rowgroup">
               {shown.map((decision) => (
-                <Row key={decision.seq} decision={decision} />
+                <Row key={`${started} ${decision.seq} ${decision.request_id}`} decision={decision} />
               ))}
             </tbody>
           </table>
@@ -84,7 +86,9 @@ const Row = memo(
             <Side decision={decision} />
           </Cell>
           <Cell name="Why">
-            <span title={decision.reason}>{reasonWords(decision.reason)}</span>
+            <span title={decision.reason ?? decision.outcome}>
+              {decision.reason === null ? outcomeWords(decision.outcome) : reasonWords(decision.reason)}
+            </span>
           </Cell>
           <Cell name="First token" number>
             {decision.ttft_ms === null ? '–' : milliseconds(decision.ttft_ms)}
@@ -115,7 +119,7 @@ const Row = memo(
       </>
     );
   },
-  (before, after) => before.decision.seq === after.decision.seq,
+  (before, after) => before.decision === after.decision,
 );
 
 function Cell(props: { name: string; number?: boolean; children: JSX.Element | string }): JSX.Element {
@@ -133,7 +137,7 @@ function Side({ decision }: { decision: Decision }): JSX.Element {
 }
 
 function Details({ decision }: { decision: Decision }): JSX.Element {
-  const { explanation, reason_detail: detail, attempts, degraded, saved_usd: saved, model } = decision;
+  const { explanation, reason, reason_detail: detail, attempts, degraded, saved_usd: saved, model } = decision;
   return (
     <div class="detail-body">
       {explanation.length > 0 && (
@@ -146,7 +150,7 @@ function Details({ decision }: { decision: Decision }): JSX.Element {
       <dl class="facts-list">
         <Fact name="Request" value={decision.request_id} />
         {model !== null && <Fact name="Model" value={model} />}
-        <Fact name="Reason" value={detail === null ? decision.reason : `${decision.reason}: ${detail}`} />
+        {reason !== null && <Fact name="Reason" value={detail === null ? reason : `${reason}: ${detail}`} />}
         <Fact name="Sent as" value={decision.stream ? 'a stream' : 'one answer'} />
         {saved !== null && <Fact name="Saved" value={dollars(saved)} />}
         {degraded.length > 0 && <Fact name="Without" value={degraded.join(', ').replaceAll('_', ' ')} />}

@@ -1,5 +1,8 @@
 /** The browser's small storages, which may be missing, full or forbidden. */
 
+/** Servers behind different path prefixes of one host keep what is theirs apart. */
+export const SCOPE = new URL('../', document.baseURI).pathname;
+
 export function readKept(storage: 'local' | 'session', name: string): string | null {
   try {
     return area(storage).getItem(name);

@@ -1,7 +1,7 @@
 /** Asks for an API key. */
 import type { JSX } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { ApiError, call, loadServerInfo } from './api.ts';
+import { ApiError, call } from './api.ts';
 import { apiKey, forgetKey, keyQuestion, keyRemembered, setKey, type KeyQuestion } from './key.ts';
 import { say } from './say.ts';
 
@@ -46,7 +46,6 @@ export function KeyForm(): JSX.Element {
     setKey(key, form.get('remember') !== null);
     keyQuestion.value = null;
     say('The key is accepted');
-    void loadServerInfo();
   };
 
   return (
@@ -85,7 +84,6 @@ export function KeyForm(): JSX.Element {
                   forgetKey();
                   keyQuestion.value = null;
                   say('The key is forgotten');
-                  void loadServerInfo();
                 }}
               >
                 Forget key

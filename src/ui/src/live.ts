@@ -26,11 +26,13 @@ export interface Sample {
   itl_ms: Spread | null;
 }
 
-/** Counts since the server started. */
+/** Calls since the server started, by reason or, where nothing was decided, by how they ended. */
 export interface Totals {
   local: Record<string, number>;
   remote: Record<string, number>;
   refused: Record<string, number>;
+  /** The caller left, or the answer broke off; by how it ended. */
+  unfinished?: Record<string, number>;
   cost_usd: number;
   saved_usd: number;
   prompt_tokens: number;
@@ -84,7 +86,8 @@ export interface Decision {
   target: string | null;
   upstream: string | null;
   provider: string | null;
-  reason: string;
+  /** Null where nothing was decided. */
+  reason: string | null;
   reason_detail: string | null;
   outcome: string;
   ok: boolean;
@@ -120,7 +123,7 @@ interface Tick {
   decisions: Decision[];
 }
 
-/** `locked` wants another key, `missing` has no live data at all; after `lost` it is tried again. */
+/** `locked` wants another key; after `missing`, which has no live data, and `lost` it is tried again. */
 export type Connection =
   | { state: 'connecting' | 'live' }
   | { state: 'locked'; admin: boolean }
@@ -140,13 +143,20 @@ export const server = signal<Server | null>(null);
 
 const SAMPLES = 900;
 const DECISIONS = 100;
+/** Numbers that change each second cost twice as much as these, and nobody reads them faster. */
+const SHOW_EVERY_MS = 2_000;
 /** Without a word for so long, the connection is taken for broken. */
 const SILENCE_MS = 6_000;
 const LONGEST_PAUSE_MS = 15_000;
+/** A server without live data may be in the middle of its start, or be replaced by another one. */
+const MISSING_PAUSE_MS = 30_000;
 
 let controller: AbortController | null = null;
 let again: ReturnType<typeof setTimeout> | undefined;
 let failures = 0;
+/** Requests that were told of and are not shown yet, oldest first. */
+let unshown: Decision[] = [];
+let shownMs = 0;
 
 /** Reads until `disconnect`, again and again if need be. */
 export function connect(): void {
@@ -162,7 +172,7 @@ export function disconnect(): void {
 }
 
 async function read(stopped: AbortSignal): Promise<void> {
-  if (connection.peek().state !== 'lost') connection.value = { state: 'connecting' };
+  if (!['lost', 'missing'].includes(connection.peek().state)) connection.value = { state: 'connecting' };
   const silence = new AbortController();
   let watch: ReturnType<typeof setTimeout> | undefined;
   const heard = (): void => {
@@ -187,6 +197,7 @@ async function read(stopped: AbortSignal): Promise<void> {
     }
     if (status === 404) {
       connection.value = { state: 'missing', message: 'This server offers no live data.' };
+      again = setTimeout(() => void read(stopped), MISSING_PAUSE_MS);
       return;
     }
     message = silence.signal.aborted || !(error instanceof ApiError) ? 'The server has fallen silent.' : error.message;
@@ -204,6 +215,8 @@ function take(event: string, data: string): void {
   if (event === 'history') {
     const history = JSON.parse(data) as History;
     failures = 0;
+    unshown = [];
+    shownMs = 0;
     samples.splice(0, samples.length, ...history.samples.slice(-SAMPLES));
     batch(() => {
       connection.value = { state: 'live' };
@@ -215,13 +228,18 @@ function take(event: string, data: string): void {
     const tick = JSON.parse(data) as Tick;
     samples.push(tick.sample);
     if (samples.length > SAMPLES) samples.shift();
+    unshown.push(...tick.decisions);
+    // The ticks do not come on the millisecond.
+    if (Date.now() - shownMs < SHOW_EVERY_MS - 500) return;
+    shownMs = Date.now();
     batch(() => {
       sample.value = tick.sample;
       setIfChanged(totals, tick.totals);
       setIfChanged(targets, tick.targets);
       setIfChanged(budgets, tick.budgets);
       const last = decisions.peek()[0]?.seq ?? -1;
-      const fresh = tick.decisions.filter(({ seq }) => seq > last).reverse();
+      const fresh = unshown.filter(({ seq }) => seq > last).reverse();
+      unshown = [];
       if (fresh.length > 0) decisions.value = [...fresh, ...decisions.peek()].slice(0, DECISIONS);
     });
   }

@@ -59,20 +59,23 @@ function clean(html: string): string {
   });
 }
 
-/** One paragraph, list, block of code and so on; drawn again only when its text changes. */
+/** One paragraph, list, block of code and so on; drawn again only when its text or what its links refer to changes. */
 const Block = memo(
-  ({ token }: { token: Token }): JSX.Element => (
+  ({ token }: { token: Token; links: string }): JSX.Element => (
     <div class="block" dangerouslySetInnerHTML={{ __html: clean(marked.parser([token])) }} />
   ),
-  (before, after) => before.token.raw === after.token.raw,
+  (before, after) => before.token.raw === after.token.raw && before.links === after.links,
 );
 
 export function Markdown({ text }: { text: string }): JSX.Element {
-  const tokens = useMemo(() => marked.lexer(text).filter((token) => token.type !== 'space' && token.type !== 'def'), [text]);
+  const { tokens, links } = useMemo(() => {
+    const all = marked.lexer(text);
+    return { tokens: all.filter(({ type }) => type !== 'space' && type !== 'def'), links: JSON.stringify(all.links) };
+  }, [text]);
   return (
     <div class="markdown" onClick={onCopyCode}>
       {tokens.map((token, at) => (
-        <Block key={at} token={token} />
+        <Block key={at} token={token} links={token.raw.includes('[') ? links : ''} />
       ))}
     </div>
   );

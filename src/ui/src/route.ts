@@ -6,7 +6,16 @@ export type Route = { view: 'chat'; id: string | null } | { view: 'dashboard' };
 function read(): Route {
   const [, view, id] = location.hash.split('/');
   if (view === 'dashboard') return { view: 'dashboard' };
-  return { view: 'chat', id: id ? decodeURIComponent(id) : null };
+  return { view: 'chat', id: id ? decoded(id) : null };
+}
+
+/** An address may be anything that somebody typed. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 export const route = signal<Route>(read());

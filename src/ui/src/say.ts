@@ -1,5 +1,6 @@
 /** Short messages to the reader: spoken ones for screen readers, and notices at the window's edge. */
 import { signal } from '@preact/signals';
+import { focusMessage } from './focus.ts';
 
 /** Read out by screen readers, politely. */
 export const spoken = signal('');
@@ -27,5 +28,6 @@ export function notify(text: string, action: string, run: () => void): void {
 
 export function dismiss(): void {
   clearTimeout(timer);
+  if (document.activeElement?.closest('.notice')) focusMessage();
   notice.value = null;
 }

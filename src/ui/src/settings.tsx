@@ -3,11 +3,11 @@ import type { JSX } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { signal } from '@preact/signals';
 import { serverInfo } from './api.ts';
+import { focusSoon } from './focus.ts';
 import type { Conversation, Settings } from './model.ts';
 import { DEFAULT_SETTINGS } from './model.ts';
 import { schemaProblem, toolsProblem } from './options.ts';
 import { IconButton } from './parts.tsx';
-import { focusSoon } from './sidebar.tsx';
 import { change } from './store.ts';
 import { narrow } from './theme.ts';
 

@@ -2,14 +2,15 @@
 import type { JSX } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { signal } from '@preact/signals';
-import { writing } from './answering.ts';
+import { discard, writing } from './answering.ts';
 import { serverInfo } from './api.ts';
+import { focusSoon } from './focus.ts';
 import { Icon, Mark, type IconName } from './icons.tsx';
 import { keyQuestion } from './key.ts';
 import { UNTITLED } from './model.ts';
 import { IconButton } from './parts.tsx';
 import { chatAddress, go, route } from './route.ts';
-import { loaded, removeConversation, rename, search, summaries, type Summary } from './store.ts';
+import { loaded, rename, search, summaries, type Summary } from './store.ts';
 import { narrow, theme, THEMES, type Theme } from './theme.ts';
 
 /** Whether the sidebar lies over a narrow window. */
@@ -19,11 +20,6 @@ export function closeDrawer(): void {
   if (!drawerOpen.value) return;
   drawerOpen.value = false;
   focusSoon('menu');
-}
-
-/** Moves the focus to an element once the page shows it. */
-export function focusSoon(id: string): void {
-  requestAnimationFrame(() => document.getElementById(id)?.focus());
 }
 
 const THEME_ICONS: Record<Theme, IconName> = { system: 'system', light: 'sun', dark: 'moon' };
@@ -69,7 +65,9 @@ export function Sidebar(): JSX.Element {
         />
         <p class="server">
           {serverInfo.value && `${serverInfo.value.modelId} · ${serverInfo.value.version} · `}
-          <a href="./licenses.txt">Licences</a>
+          <a href="./licenses.txt" target="_blank" rel="noopener">
+            Licences
+          </a>
         </p>
       </footer>
     </div>
@@ -154,7 +152,7 @@ function Line({ summary }: { summary: Summary }): JSX.Element {
           icon="trash"
           label={`Delete ${title}`}
           onClick={() => {
-            removeConversation(id);
+            discard(id);
             if (current) go('#/chat');
             focusSoon('new-conversation');
           }}
@@ -181,6 +179,7 @@ function RenameField({ title, done }: { title: string; done: (name: string | nul
       defaultValue={title}
       onBlur={(event) => end(event.currentTarget.value, false)}
       onKeyDown={(event) => {
+        if (event.isComposing) return;
         if (event.key === 'Enter') end(event.currentTarget.value, true);
         if (event.key === 'Escape') {
           event.stopPropagation();

@@ -23,10 +23,10 @@ const REASONS: Record<string, string> = {
   remote_unavailable: 'no upstream could answer',
 };
 
-/** A reason in plain words; what stands after a colon is what it is about. */
+/** A reason in plain words, or how a call ended that nothing was decided about; what stands after a colon is what it is about. */
 export function reasonWords(reason: string): string {
   const [code = '', ...about] = reason.split(':');
-  const words = REASONS[code] ?? code.replaceAll('_', ' ');
+  const words = REASONS[code] ?? outcomeWords(code);
   return about.length > 0 ? `${words} (${about.join(':')})` : words;
 }
 
@@ -91,14 +91,29 @@ export function duration(ms: number): string {
 export const plural = (number: number, singular: string, several = `${singular}s`): string =>
   `${whole(number)} ${number === 1 ? singular : several}`;
 
-/** How requests end, by the server's words; what is not listed speaks for itself. */
+/** How calls end, by the server's words; what is not listed speaks for itself. */
 const OUTCOMES: Record<string, string> = {
   eostoken: 'done',
   stopsequence: 'stop word',
   length: 'cut at its limit',
-  dropped: 'caller left',
+  dropped: 'the caller left',
+  invalid: 'the request was wrong',
+  too_long: 'too long for the context',
+  template: 'the chat template refused it',
+  tool: 'the tools were wrong',
+  model_not_found: 'no such model',
+  overloaded: 'no room was left',
+  generation: 'the model failed',
+  no_target: 'nobody could serve it',
+  budget: 'the budget is used up',
+  deadline: 'the deadline passed',
+  deadline_exceeded: 'the deadline passed',
+  incomplete: 'the answer broke off',
+  unhealthy: 'the server is not well',
+  unauthorized: 'without a known key',
+  forbidden: 'the key may not do this',
 };
 
 export function outcomeWords(outcome: string): string {
-  return OUTCOMES[outcome.toLowerCase()] ?? outcome;
+  return OUTCOMES[outcome.toLowerCase()] ?? outcome.replaceAll('_', ' ');
 }

@@ -123,8 +123,8 @@ fn what_breaks_off_fails_or_is_left_leaves_one_entry_too() {
     assert_eq!(
         seen,
         [
-            (Some("remote"), Some("Incomplete")),
-            (None, Some("Invalid")),
+            (Some("remote"), Some("incomplete")),
+            (None, Some("invalid")),
             (Some("remote"), Some("dropped")),
         ]
     );
