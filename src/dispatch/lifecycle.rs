@@ -35,7 +35,17 @@ pub(super) async fn start(
     permit: Permit,
     ledger: Option<&Ledger>,
 ) -> Result<EventStream, Error> {
-    let started = begin(inner, &request, permit, ledger).await;
+    let account = || {
+        let tab = ledger.map(|ledger| super::admit(ledger, &request, ""));
+        if let Some(tab) = &tab {
+            tab.begin();
+            let reason = Reason::LocalOk;
+            request.note.update(|note| *note = RouteNote::local(reason));
+        }
+        let ask = request.route.clone();
+        Some(Account { tab, ask })
+    };
+    let started = begin(inner, &request, permit, account).await;
     if let Err(error) = &started
         && request.accounted
     {
@@ -48,60 +58,25 @@ pub(super) async fn start(
     started
 }
 
+/// Starts the health probe's sequence, which is nobody's request.
+pub(super) async fn probe(inner: &Arc<Inner>, request: &Request) -> Result<EventStream, Error> {
+    begin(inner, request, Permit::none(), || None).await
+}
+
+/// The account is opened once the prompt is found to be sound.
 async fn begin(
     inner: &Arc<Inner>,
     request: &Request,
     permit: Permit,
-    ledger: Option<&Ledger>,
+    account: impl FnOnce() -> Option<Account>,
 ) -> Result<EventStream, Error> {
-    let (id, ready) = prepare(inner, request).await?;
-    let tab = ledger.map(|ledger| super::admit(ledger, request, ""));
-    if let Some(tab) = &tab {
-        tab.begin();
-        let reason = Reason::LocalOk;
-        request.note.update(|note| *note = RouteNote::local(reason));
-    }
-    let account = Account {
-        tab,
-        ask: request.route.clone(),
-    };
-    let begun = Arc::default();
-    let local = inner.local()?;
-    submit(
-        inner,
-        local,
-        id,
-        request,
-        ready,
-        permit,
-        begun,
-        Some(account),
-    )
-}
-
-/// Starts the health probe's sequence, which is nobody's request.
-pub(super) async fn probe(inner: &Arc<Inner>, request: &Request) -> Result<EventStream, Error> {
-    let (id, ready) = prepare(inner, request).await?;
-    let (local, permit) = (inner.local()?, Permit::none());
-    submit(
-        inner,
-        local,
-        id,
-        request,
-        ready,
-        permit,
-        Arc::default(),
-        None,
-    )
-}
-
-async fn prepare(inner: &Arc<Inner>, request: &Request) -> Result<(RequestId, Ready), Error> {
     let local = inner.local()?;
     let id = inner.next_id();
     let span = tracing::debug_span!("request", %id);
     let prepared = local.prepare(&inner.config, request, &inner.metrics);
     let ready = in_time(request.deadline, prepared.instrument(span)).await??;
-    Ok((id, ready))
+    let (begun, account) = (Arc::default(), account());
+    submit(inner, local, id, request, ready, permit, begun, account)
 }
 
 /// What is told when an answer is over.

@@ -145,6 +145,8 @@ const SAMPLES = 900;
 const DECISIONS = 100;
 /** Numbers that change each second cost twice as much as these, and nobody reads them faster. */
 const SHOW_EVERY_MS = 2_000;
+/** A list that moves on is laid out and painted anew as a whole. */
+const LIST_EVERY_MS = 5_000;
 /** Without a word for so long, the connection is taken for broken. */
 const SILENCE_MS = 6_000;
 const LONGEST_PAUSE_MS = 15_000;
@@ -157,6 +159,7 @@ let failures = 0;
 /** Requests that were told of and are not shown yet, oldest first. */
 let unshown: Decision[] = [];
 let shownMs = 0;
+let listedMs = 0;
 
 /** Reads until `disconnect`, again and again if need be. */
 export function connect(): void {
@@ -217,6 +220,7 @@ function take(event: string, data: string): void {
     failures = 0;
     unshown = [];
     shownMs = 0;
+    listedMs = 0;
     samples.splice(0, samples.length, ...history.samples.slice(-SAMPLES));
     batch(() => {
       connection.value = { state: 'live' };
@@ -237,6 +241,8 @@ function take(event: string, data: string): void {
       setIfChanged(totals, tick.totals);
       setIfChanged(targets, tick.targets);
       setIfChanged(budgets, tick.budgets);
+      if (unshown.length === 0 || Date.now() - listedMs < LIST_EVERY_MS - 500) return;
+      listedMs = Date.now();
       const last = decisions.peek()[0]?.seq ?? -1;
       const fresh = unshown.filter(({ seq }) => seq > last).reverse();
       unshown = [];
