@@ -101,6 +101,13 @@ pub(super) fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A decision as it stands in the end.
+pub(super) struct Decided<'a> {
+    pub(super) decision: &'a Decision,
+    /// Its reason before anybody was asked.
+    pub(super) at_first: Reason,
+}
+
 /// What is noted while a request is carried out.
 #[derive(Debug)]
 pub(super) struct Tally {
@@ -146,15 +153,14 @@ impl Tally {
         }
     }
 
-    /// The request is over; none means that the caller left. `decided` is the reason before anybody was asked.
+    /// The request is over; none means that the caller left.
     pub(super) fn close(
         self,
         inner: &Inner,
         hybrid: &Hybrid,
         case: Case,
         tab: Tab,
-        decision: &Decision,
-        decided: Reason,
+        Decided { decision, at_first }: Decided<'_>,
         ended: Option<&Result<Finish, Error>>,
     ) {
         let request = &case.request;
@@ -244,7 +250,7 @@ impl Tally {
             saved_nusd: saved.as_ref().map(|(nusd, _)| *nusd),
             attempts: attempts.clone(),
             degraded: route.degraded.clone(),
-            ..past(hybrid, &case, decision, decided, outcome.clone())
+            ..past(hybrid, &case, decision, at_first, outcome.clone())
         };
         inner.pulse.note(past, self.accounted, Instant::now());
         tab.close(Closing {
@@ -290,7 +296,7 @@ fn past(
     hybrid: &Hybrid,
     case: &Case,
     decision: &Decision,
-    decided: Reason,
+    at_first: Reason,
     outcome: String,
 ) -> Past {
     let seen = Seen {
@@ -299,7 +305,7 @@ fn past(
         targets: case.views.clone(),
         terms: hybrid.terms,
         decision: Decision {
-            reason: decided,
+            reason: at_first,
             ..decision.clone()
         },
     };

@@ -12,7 +12,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-use super::account::{self, Tally};
+use super::account::{self, Decided, Tally};
 use super::case::{Case, Way};
 use super::seam::{self, Seam};
 use super::{Hybrid, attempt};
@@ -45,7 +45,7 @@ pub(super) fn begin(
         hybrid: Arc::clone(hybrid),
         tally: Tally::new(&case.request, case.opened),
         case,
-        decided: decision.reason.clone(),
+        at_first: decision.reason.clone(),
         decision,
         permit: Some(permit),
         out,
@@ -109,7 +109,7 @@ pub(super) struct Carrier {
     pub(super) case: Case,
     pub(super) decision: Decision,
     /// Why it was decided so, before anybody was asked.
-    decided: Reason,
+    at_first: Reason,
     permit: Option<Permit>,
     out: mpsc::Sender<Result<Event, Error>>,
     pub(super) shown: Shown,
@@ -140,8 +140,10 @@ impl Carrier {
             &self.hybrid,
             self.case,
             self.tab,
-            &self.decision,
-            self.decided,
+            Decided {
+                decision: &self.decision,
+                at_first: self.at_first,
+            },
             ended.as_ref(),
         );
         if let Some(Err(error)) = ended {
@@ -254,7 +256,7 @@ impl Carrier {
 
     /// Takes another decision up.
     fn follow(&mut self, decision: Decision) {
-        self.decided = decision.reason.clone();
+        self.at_first = decision.reason.clone();
         self.decision = decision;
     }
 
