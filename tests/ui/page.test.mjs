@@ -321,6 +321,9 @@ test("two tabs on one conversation", async () => {
   const { page, close } = await open(server.url);
   await ask(page, "What is the capital of France?");
   await answered(page, 1);
+  // What comes back is kept, so that another tab finds it.
+  await page.reload();
+  await answered(page, 1);
   const hash = new URL(page.url()).hash;
   const second = await open(server.url, { hash, beside: page });
   await answered(second.page, 1);
